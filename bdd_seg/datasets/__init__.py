@@ -1,0 +1,3 @@
+from bdd_seg.datasets.camvid import CamVidDataset
+
+__all__ = ['CamVidDataset']

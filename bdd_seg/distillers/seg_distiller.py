@@ -1,0 +1,120 @@
+"""Segmentors that learn from a teacher while they train, and are plain segmentors otherwise."""
+
+from typing import Any
+
+import torch
+from mmengine.logging import MessageHub
+from mmseg.models import CascadeEncoderDecoder, EncoderDecoder
+from mmseg.registry import MODELS
+from mmseg.utils import SampleList
+from torch import Tensor, nn
+
+from bdd_seg.distillers.tap import Tap, default_tap
+from bdd_seg.errors import ConfigError
+
+
+@MODELS.register_module()
+class SegDistiller(EncoderDecoder):
+    """An ``EncoderDecoder`` that also learns from a teacher.
+
+    The modules are the student's own, so checkpoints, optimizers and tools see a plain student. The
+    teacher is built when training starts (``init_weights``, or the first ``loss``), never for testing.
+
+    Args:
+        teacher: Arguments of :class:`~bdd_seg.distillers.FrozenTeacher`: ``config`` and ``checkpoint``.
+        distill_losses: A loss config each, with two optional keys beside the loss's own arguments:
+            ``student_tap`` and ``teacher_tap``, the dotted names of the modules whose outputs are
+            compared. By default the logits of the (last) decode head, ``decode_head.conv_seg``.
+            A loss is a module with a ``loss_name``, called as ``loss(student_output, teacher_output,
+            seg_label=labels, align_corners=flag)``, and appears in the log as ``distill.<loss_name>``.
+        **segmentor: Arguments of the student's own class.
+
+    Raises:
+        ConfigError: No loss, two of one name, or a loss that cannot be built.
+    """
+
+    def __init__(self, *args: Any, teacher: dict, distill_losses: list[dict], **segmentor: Any) -> None:
+        if 'num_stages' in segmentor and not isinstance(self, CascadeEncoderDecoder):
+            raise ConfigError('the student is a cascade: distil it with type="CascadeSegDistiller"')
+        super().__init__(*args, **segmentor)
+        try:
+            self.teacher = MODELS.build({'type': 'FrozenTeacher', **teacher})
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f'teacher cannot be built: {error}') from error
+        self.distill_losses = nn.ModuleList()
+        self._taps: list[tuple[str, str | None]] = []
+        for i, config in enumerate(distill_losses):
+            config = dict(config)
+            self._taps.append((config.pop('student_tap', default_tap(self)), config.pop('teacher_tap', None)))
+            try:
+                self.distill_losses.append(MODELS.build(config))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConfigError(f'distill_losses[{i}] cannot be built: {error}') from error
+        self._class_names_checked = False
+        names = [loss.loss_name for loss in self.distill_losses]
+        if not names:
+            raise ConfigError(
+                'distill_losses is empty: give it at least one loss, such as dict(type="BDDLoss")'
+            )
+        if len(set(names)) < len(names):
+            raise ConfigError(f'each of distill_losses needs a loss_name of its own, got {names}')
+
+    def init_weights(self) -> None:
+        """Initialise the student as it would be alone, then build the teacher."""
+        super().init_weights()
+        self._build_teacher()
+
+    def loss(self, inputs: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
+        """The student's own losses, untouched, and those against the teacher.
+
+        Args:
+            inputs: (N, 3, H, W) normalised images.
+            data_samples: N samples with ``gt_sem_seg``.
+
+        Returns:
+            mmseg's losses, ``distill.<loss_name>`` for each distillation loss, and the diagnostic
+            ``distill.teacher_acc``, the teacher's pixel accuracy on this batch in percent.
+        """
+        if self.teacher.model is None:
+            self._build_teacher()
+        self._check_class_names()
+        with Tap(self, [student_tap for student_tap, _ in self._taps]) as student_outputs:
+            losses = super().loss(inputs, data_samples)
+        teacher_outputs = self.teacher(inputs)
+        logits = self.teacher.logits_tap
+        seg_label = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
+        for loss, (student_tap, teacher_tap) in zip(self.distill_losses, self._taps, strict=True):
+            losses[f'distill.{loss.loss_name}'] = loss(
+                student_outputs[student_tap],
+                teacher_outputs[teacher_tap or logits],
+                seg_label=seg_label,
+                align_corners=self.align_corners,
+            )
+        if self.out_channels > 1 and logits in teacher_outputs:
+            ignore_index = _last(self.decode_head).ignore_index
+            losses['distill.teacher_acc'] = self.teacher.accuracy(
+                teacher_outputs[logits], seg_label, ignore_index
+            )
+        return losses
+
+    def _build_teacher(self) -> None:
+        Tap(self, [student_tap for student_tap, _ in self._taps])  # raises where a name is wrong
+        self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
+
+    def _check_class_names(self) -> None:
+        """Once, on the first batch: only then has the Runner told what the training data is."""
+        if self._class_names_checked:
+            return
+        self._class_names_checked = True
+        dataset_meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
+        if 'classes' in dataset_meta:
+            self.teacher.require_class_names(dataset_meta['classes'])
+
+
+@MODELS.register_module()
+class CascadeSegDistiller(SegDistiller, CascadeEncoderDecoder):
+    """A :class:`SegDistiller` whose student is a ``CascadeEncoderDecoder``, such as OCRNet or PointRend."""
+
+
+def _last(head: nn.Module) -> nn.Module:
+    return head[-1] if isinstance(head, nn.ModuleList) else head

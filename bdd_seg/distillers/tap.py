@@ -1,0 +1,96 @@
+"""Reading what a module inside a network put out, without touching the network's code."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from mmseg.models import BaseSegmentor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bdd_seg.errors import ConfigError
+
+
+class Tap:
+    """Captures the outputs of named modules for the time of one forward pass.
+
+    Usage::
+
+        with Tap(model, ['decode_head.conv_seg']) as outputs:
+            model(images)
+        logits = outputs['decode_head.conv_seg']
+
+    A module that runs more than once leaves its last output. mmseg calls the ``forward`` of its heads
+    directly, which hooks do not see, so tap a layer inside a head rather than the head.
+
+    Args:
+        model: The network.
+        names: Dotted module names, as ``model.named_modules()`` gives them.
+
+    Raises:
+        ConfigError: A name that is no module of the network (on creation), a module that did not run or
+            whose output is not one tensor (when the ``with`` block ends). It lists names nearby.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self._model = model
+        modules = dict(model.named_modules())
+        self._modules: dict[str, nn.Module] = {}
+        for name in names:
+            if name not in modules:
+                raise ConfigError(self._explain(name, 'names no module'))
+            self._modules[name] = modules[name]
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        for name, module in self._modules.items():
+
+            def capture(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
+                outputs[name] = output
+
+            self._handles.append(module.register_forward_hook(capture))
+        self._outputs = outputs
+        return outputs
+
+    def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if exception_type is not None:
+            return
+        for name in self._modules:
+            if name not in self._outputs:
+                raise ConfigError(
+                    self._explain(
+                        name, 'did not run (mmseg calls the forward of heads directly; tap a layer)'
+                    )
+                )
+            if not isinstance(self._outputs[name], Tensor):
+                kind = type(self._outputs[name]).__name__
+                raise ConfigError(self._explain(name, f'puts out a {kind}, not one tensor'))
+
+    def _explain(self, name: str, problem: str) -> str:
+        model = type(self._model).__name__
+        return (
+            f'tap {name!r} {problem} in {model}. Names nearby: {", ".join(nearby_modules(self._model, name))}'
+        )
+
+
+def nearby_modules(model: nn.Module, name: str, count: int = 6) -> list[str]:
+    """The module names most like ``name``: children of its longest existing prefix, then similar ones."""
+    names = [module for module, _ in model.named_modules() if module]
+    prefix = name
+    while prefix and prefix not in names:
+        prefix = prefix.rpartition('.')[0]
+    depth = prefix.count('.') + 1 if prefix else 0
+    children = [n for n in names if n.startswith(prefix and f'{prefix}.') and n.count('.') == depth]
+    similar = get_close_matches(name, names, n=count, cutoff=0.5)
+    return list(dict.fromkeys([*similar, *children]))[: 2 * count]
+
+
+def default_tap(model: BaseSegmentor) -> str:
+    """The layer that puts out the logits: ``conv_seg`` of the decode head, the last one of a cascade."""
+    if isinstance(model.decode_head, nn.ModuleList):
+        return f'decode_head.{len(model.decode_head) - 1}.conv_seg'
+    return 'decode_head.conv_seg'

@@ -1,0 +1,5 @@
+from bdd_seg.engine.checkpoint import load_checkpoint
+from bdd_seg.engine.config import check_datasets, load_config
+from bdd_seg.engine.optim_wrapper import BFloat16OptimWrapper
+
+__all__ = ['BFloat16OptimWrapper', 'check_datasets', 'load_checkpoint', 'load_config']

@@ -1,0 +1,107 @@
+"""Checkpoints are data: what is read here cannot run code."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.logging import HistoryBuffer
+
+from bdd_seg.errors import ConfigError
+
+
+def load_checkpoint(source: str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, with ``weights_only=True``.
+
+    Besides tensors and plain containers, the types that mmengine's Runner puts into its checkpoints are
+    admitted: numpy arrays and scalars, and ``HistoryBuffer``.
+
+    Args:
+        source: A path, or an http(s) URL, which is downloaded once into torch's hub cache.
+
+    Returns:
+        The checkpoint's content, a dict.
+
+    Raises:
+        ConfigError: The file is missing, cannot be downloaded, is damaged, or holds more than data.
+    """
+    path = _download(source) if urlparse(source).scheme in ('http', 'https') else Path(source).expanduser()
+    if not path.is_file():
+        raise ConfigError(f'checkpoint {source!r} does not exist')
+    try:
+        with torch.serialization.safe_globals(_runner_types()):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()
+        refused = [line.strip() for line in reason if 'Unsupported global' in line or 'GLOBAL' in line]
+        if not refused:
+            raise ConfigError(_damaged(source, path, reason[0] if reason else 'unreadable')) from error
+        raise ConfigError(
+            f'checkpoint {source!r} holds more than weights and is refused ({refused[0]}). If you trust it, '
+            "convert it once: torch.save(torch.load(OLD, weights_only=False)['state_dict'], NEW)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            _damaged(source, path, str(error).splitlines()[0] if str(error) else 'empty')
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ConfigError(
+            f'checkpoint {source!r} holds a {type(checkpoint).__name__}, expected a dict of weights'
+        )
+    return checkpoint
+
+
+def _damaged(source: str, path: Path, reason: str) -> str:
+    return (
+        f'checkpoint {source!r} cannot be read, {path} may be damaged ({reason}). '
+        'Delete it and fetch it again'
+    )
+
+
+def _download(url: str) -> Path:
+    """Fetch ``url`` into torch's hub cache, on one process at a time, and return the file's path."""
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    path = folder / os.path.basename(urlparse(url).path)
+    failure = ''
+    if is_main_process() and not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path))  # writes beside it and moves: whole or not at all
+        except OSError as error:
+            failure = str(error)
+    barrier()
+    if not path.exists():
+        raise ConfigError(
+            f'checkpoint {url!r} cannot be downloaded ({failure or "see the first process"}). Where there is '
+            f'no network, put the file at {path}'
+        )
+    return path
+
+
+def _runner_types() -> list[Any]:
+    reconstruct = np.empty(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'uint32', 'float32', 'float64')]
+    return [
+        np.ndarray,
+        np.dtype,
+        reconstruct,
+        scalar,
+        # Files written under numpy 1 name these functions by their old module.
+        (reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (scalar, 'numpy.core.multiarray.scalar'),
+        *dtypes,
+        HistoryBuffer,
+        (_history_buffer_method, 'builtins.getattr'),
+    ]
+
+
+def _history_buffer_method(owner: Any, name: str) -> Any:
+    """What ``builtins.getattr`` may do in a checkpoint: name a statistic of ``HistoryBuffer``."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'Unsupported global: getattr({owner!r}, {name!r})')

@@ -1,0 +1,213 @@
+"""Forward and reverse KL divergence between a teacher's and a student's logits.
+
+Everything that distils logits in this package is a setting of :func:`balance_divergence`. With p the
+teacher's and q the student's distribution, both softened by a temperature τ,
+
+    FKL(τ) = τ² · mean over distributions of Σ p·log(p/q)
+    RKL(τ) = τ² · mean over distributions of Σ q·log(q/p)
+
+Classical knowledge distillation (https://arxiv.org/abs/1503.02531) is FKL in the pixel domain,
+channel-wise distillation (https://arxiv.org/abs/2011.13256) is FKL in the channel domain, and balance
+divergence distillation (https://arxiv.org/abs/2501.07804) is the weighted sum of FKL and RKL.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+DOMAINS = {'pixel': 1, 'channel': 2}
+"""The axis of (N, C, H·W) logits that a distribution runs over."""
+
+# Logits worked on at a time. On a CPU the temporaries of one block stay in the cache; an accelerator
+# wants few, large kernels instead.
+_BLOCK = {'cpu': 2**18}
+_BLOCK_ACCELERATOR = 2**24
+
+# Written over logits that do not count. Low enough to vanish from a softmax that has anything else in
+# it, and the same for both networks, so that a distribution with nothing else in it has divergence 0.
+_MASKED = -1e30
+
+
+def balance_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    domain: str = 'channel',
+    tau_forward: float = 4.0,
+    tau_reverse: float = 4.0,
+    forward_weight: float = 1.0,
+    reverse_weight: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Weighted sum of the forward and the reverse KL divergence, ``α·FKL(τ_f) + β·RKL(τ_r)``.
+
+    P is the teacher's softened softmax, Q the student's. The mean is over distributions: N·H·W of size
+    C in the pixel domain, N·C of size H·W in the channel domain. Computed in float32 (float64 for
+    float64 input). The gradient is the closed form, worked out in the forward pass block by block: one
+    tensor of the student's size is kept for the backward pass, and no softmax.
+
+    Args:
+        student_logits: (N, C, H, W), any floating dtype and memory format. Receives the gradient.
+        teacher_logits: (N, C, H, W), the same shape. Treated as a constant.
+        domain: What a distribution runs over: ``'pixel'`` (the C classes of one position) or
+            ``'channel'`` (the H·W positions of one class).
+        tau_forward: Temperature of the forward divergence KL(P‖Q), > 0.
+        tau_reverse: Temperature of the reverse divergence KL(Q‖P), > 0.
+        forward_weight: α, the weight of the forward divergence.
+        reverse_weight: β, the weight of the reverse divergence.
+        mask: (N, H, W) bool, True where a position counts. In the pixel domain positions that do not
+            count leave the mean, in the channel domain they leave both softmaxes (and images without
+            any position leave the mean). A mask that excludes everything gives 0.
+
+    Returns:
+        The divergence, a scalar of dtype float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: Shapes differ, or an unknown domain, or a temperature that is not positive.
+        TypeError: Logits that are not floating point, or a mask that is not bool.
+    """
+    check_settings(domain, tau_forward, tau_reverse)
+    _check_tensors(student_logits, teacher_logits, mask)
+    terms = [(tau_forward, forward_weight, 0.0), (tau_reverse, 0.0, reverse_weight)]
+    if tau_forward == tau_reverse:
+        terms = [(tau_forward, forward_weight, reverse_weight)]
+    return _BalanceDivergence.apply(student_logits, teacher_logits.detach(), mask, DOMAINS[domain], terms)
+
+
+class _BalanceDivergence(torch.autograd.Function):
+    """``terms`` holds (temperature, forward weight, reverse weight), each with its own softmax."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        mask: Tensor | None,
+        dim: int,
+        terms: list[tuple[float, float, float]],
+    ) -> Tensor:
+        dtype = torch.promote_types(student_logits.dtype, torch.float32)
+        student, teacher = student_logits.flatten(2), teacher_logits.flatten(2)  # (N, C, H·W)
+        if mask is not None:
+            mask = mask.flatten(1).unsqueeze(1)  # (N, 1, H·W)
+        total = torch.zeros((), dtype=torch.float64, device=student.device)
+        gradient = torch.empty_like(student, dtype=dtype) if ctx.needs_input_grad[0] else None
+        with torch.autocast(student.device.type, enabled=False):
+            for block in _blocks(student.shape, dim, _BLOCK.get(student.device.type, _BLOCK_ACCELERATOR)):
+                excluded = None if mask is None else ~mask[block[0], :, block[2]]
+                value, slope = _divergence(
+                    _read(student[block], excluded, dtype), _read(teacher[block], excluded, dtype), dim, terms
+                )
+                total += value
+                if gradient is not None:
+                    gradient[block] = slope
+            count = _count_distributions(student.shape, dim, mask)
+            if gradient is not None:
+                gradient /= count
+        ctx.save_for_backward(gradient)
+        ctx.shape, ctx.dtype = student_logits.shape, student_logits.dtype
+        return (total / count).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad_output).to(ctx.dtype).view(ctx.shape), None, None, None, None
+
+
+def _divergence(
+    student: Tensor, teacher: Tensor, dim: int, terms: list[tuple[float, float, float]]
+) -> tuple[Tensor, Tensor]:
+    """Sum of the divergences along ``dim`` of a block, and its gradient in the student's logits."""
+    value = torch.zeros((), dtype=torch.float64, device=student.device)
+    gradient = torch.zeros_like(student)
+    for tau, forward_weight, reverse_weight in terms:
+        if forward_weight == reverse_weight == 0:
+            continue
+        p, q, log_ratio = _softened(student, teacher, dim, tau)
+        # q − p without cancellation where the two are close.
+        gap = torch.where(log_ratio.abs() < 1, p * torch.expm1(log_ratio.clamp(-1, 1)), q - p)
+        # Adding Σ(q − p) = 0 makes each summand ≥ 0, so that small divergences keep their digits.
+        forward_kl = (gap - p * log_ratio).sum(dim, keepdim=True)
+        reverse_kl = (q * log_ratio - gap).sum(dim, keepdim=True)
+        value += tau**2 * (
+            forward_weight * forward_kl.sum(dtype=torch.float64)
+            + reverse_weight * reverse_kl.sum(dtype=torch.float64)
+        )
+        gradient += (tau * forward_weight) * gap
+        gradient += (tau * reverse_weight) * q * (log_ratio - reverse_kl)
+    return value, gradient
+
+
+def _softened(student: Tensor, teacher: Tensor, dim: int, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    """p, q and log(q/p) along ``dim``. The largest logit is subtracted first: no exponential overflows."""
+    a = (teacher - teacher.amax(dim, keepdim=True)) / tau
+    b = (student - student.amax(dim, keepdim=True)) / tau
+    p, q = a.exp(), b.exp()
+    p_sum, q_sum = p.sum(dim, keepdim=True), q.sum(dim, keepdim=True)
+    return p / p_sum, q / q_sum, b - a + (p_sum / q_sum).log()
+
+
+def _blocks(shape: torch.Size, dim: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Index (N, C, H·W) logits in blocks of about ``size`` elements that leave ``dim`` whole."""
+    images, channels, positions = shape
+    free = positions if dim == 1 else channels  # the axis along which distributions lie side by side
+    length = channels if dim == 1 else positions
+    side_by_side = max(1, min(free, size // max(1, length)))
+    images_at_once = max(1, size // max(1, channels * positions))
+    for n in range(0, images, images_at_once):
+        for k in range(0, free, side_by_side):
+            part = slice(k, k + side_by_side)
+            batch = slice(n, n + images_at_once)
+            yield (batch, slice(None), part) if dim == 1 else (batch, part, slice(None))
+
+
+def _read(block: Tensor, excluded: Tensor | None, dtype: torch.dtype) -> Tensor:
+    block = block.to(dtype)
+    return block if excluded is None else block.masked_fill(excluded, _MASKED)
+
+
+def _count_distributions(shape: torch.Size, dim: int, mask: Tensor | None) -> Tensor | int:
+    """How many distributions have a position that counts; at least 1, it is a divisor."""
+    images, channels, positions = shape
+    if mask is None:
+        return max(1, images * (positions if dim == 1 else channels))
+    count = mask.sum() if dim == 1 else channels * mask.any(dim=2).sum()
+    return count.clamp(min=1)
+
+
+def check_settings(domain: str, tau_forward: float, tau_reverse: float) -> None:
+    """Raise ``ValueError`` for an unknown domain or a temperature that is not a positive number."""
+    if domain not in DOMAINS:
+        raise ValueError(f'domain must be one of {sorted(DOMAINS)}, got {domain!r}')
+    for name, tau in (('tau_forward', tau_forward), ('tau_reverse', tau_reverse)):
+        if not 0 < tau < float('inf'):
+            raise ValueError(f'{name} must be a positive number, got {tau}')
+
+
+def _check_tensors(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None) -> None:
+    for name, logits in (('student_logits', student_logits), ('teacher_logits', teacher_logits)):
+        if not logits.is_floating_point():
+            raise TypeError(f'{name} must be floating point, got {logits.dtype}')
+        if logits.dim() != 4:
+            raise ValueError(f'{name} must be (N, C, H, W), got shape {tuple(logits.shape)}')
+    if student_logits.shape[1] != teacher_logits.shape[1]:
+        raise ValueError(
+            f'student and teacher must predict the same classes, got {student_logits.shape[1]} '
+            f'and {teacher_logits.shape[1]} channels'
+        )
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            'student_logits and teacher_logits must have the same shape, got '
+            f'{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}'
+        )
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f'mask must be bool, True where a position counts, got {mask.dtype}')
+    expected = (student_logits.shape[0], *student_logits.shape[2:])
+    if mask.shape != expected:
+        raise ValueError(f'mask must be (N, H, W) = {expected}, got {tuple(mask.shape)}')

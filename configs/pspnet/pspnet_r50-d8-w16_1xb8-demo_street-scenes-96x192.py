@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/models/pspnet_r50-d8.py', '../_base_/datasets/street_scenes.py',
+    '../_base_/default_runtime.py', '../_base_/schedules/schedule_demo.py'
+]
+model = dict(
+    data_preprocessor=dict(size=(96, 192)),
+    pretrained=None,
+    backbone=dict(base_channels=16, stem_channels=16),
+    decode_head=dict(in_channels=512, channels=128),
+    auxiliary_head=dict(in_channels=256, channels=64))

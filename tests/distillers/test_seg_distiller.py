@@ -1,0 +1,247 @@
+import copy
+
+import pytest
+import torch
+from conftest import build
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.model import ExponentialMovingAverage
+from mmengine.optim import build_optim_wrapper
+from mmseg.registry import MODELS
+from torch import nn
+
+from bdd_seg.distillers import CascadeSegDistiller, SegDistiller
+from bdd_seg.errors import ConfigError
+from bdd_seg.losses import BDDLoss
+
+OPTIMIZER = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}
+
+
+@pytest.fixture
+def pair(tiny_configs):
+    """The plain student and the distilled one, initialised from the same seed."""
+    models = []
+    for kind in ('student', 'distilled'):
+        torch.manual_seed(0)
+        models.append(build(tiny_configs[kind]))
+    return models
+
+
+def step(model, batch, optim_wrapper=None):
+    """One training step on normalised images; returns the logged values."""
+    torch.manual_seed(1)  # dropout
+    model.train()
+    inputs, samples = batch
+    losses, log_vars = model.parse_losses(model.loss(inputs, samples))
+    (optim_wrapper or build_optim_wrapper(model, copy.deepcopy(OPTIMIZER))).update_params(losses)
+    return log_vars
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_is_the_plain_student_to_everything_else(pair, tiny_configs):
+    student, distilled = pair
+    assert isinstance(distilled, SegDistiller)
+    assert distilled.teacher.model is not None
+    assert same_weights(student, distilled)  # the same keys, and initialised alike
+    assert list(dict(student.named_parameters())) == list(dict(distilled.named_parameters()))
+    assert student.load_state_dict(distilled.state_dict(), strict=True)
+    groups = [build_optim_wrapper(m, copy.deepcopy(OPTIMIZER)).param_groups for m in pair]
+    assert [len(g['params']) for g in groups[0]] == [len(g['params']) for g in groups[1]]
+    teachers = {id(p) for p in distilled.teacher.model.parameters()}
+    for model in (distilled, copy.deepcopy(distilled), ExponentialMovingAverage(distilled).module):
+        assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in student.parameters())
+        assert not teachers & {id(p) for p in model.parameters()}
+    assert copy.deepcopy(distilled).teacher.model is None
+
+
+def test_no_teacher_is_built_for_testing(tiny_configs, batch):
+    model = MODELS.build(Config.fromfile(tiny_configs['distilled']).model).eval()
+    inputs, samples = batch
+    model.predict(inputs, samples)
+    model(inputs, mode='tensor')
+    assert model.teacher.model is None
+
+
+def test_predicts_what_the_student_predicts(pair, batch):
+    student, distilled = (model.eval() for model in pair)
+    assert torch.equal(student(batch[0], mode='tensor'), distilled(batch[0], mode='tensor'))
+
+
+@pytest.mark.parametrize('settings', [{'loss_weight': 0.0}, {'forward_weight': 0.0, 'reverse_weight': 0.0}])
+def test_zero_weights_give_a_bit_equal_step(tiny_configs, batch, settings):
+    weights, logs = [], []
+    for kind in ('student', 'distilled'):
+        torch.manual_seed(0)
+        changes = {'distill_losses': [{'type': 'BDDLoss', **settings}]} if kind == 'distilled' else {}
+        model = build(tiny_configs[kind], **changes)
+        optim_wrapper = build_optim_wrapper(model, copy.deepcopy(OPTIMIZER))
+        for _ in range(3):
+            log = step(model, batch, optim_wrapper)
+        weights.append(model.state_dict())
+        logs.append(log)
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert all(torch.equal(logs[0][key], logs[1][key]) for key in logs[0])
+
+
+def test_a_step_adds_the_named_loss_and_moves_the_student_alone(pair, batch):
+    student, distilled = pair
+    before = copy.deepcopy(distilled.teacher.model.state_dict())
+    plain, log = step(student, batch), step(distilled, batch)
+    assert set(log) - set(plain) == {'distill.loss_bdd', 'distill.teacher_acc'}
+    assert log['loss'].item() == pytest.approx((plain['loss'] + log['distill.loss_bdd']).item(), rel=1e-6)
+    assert log['decode.loss_ce'] == plain['decode.loss_ce']
+    assert not same_weights(student, distilled)
+    after = distilled.teacher.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_loss_is_that_of_both_networks_logits(pair, batch):
+    _, distilled = pair
+    distilled.train()
+    torch.manual_seed(1)
+    losses = distilled.loss(*batch)
+    torch.manual_seed(1)
+    student_logits = distilled(batch[0], mode='tensor')  # dropout as before
+    teacher_logits = distilled.teacher.model(batch[0], mode='tensor')
+    assert losses['distill.loss_bdd'].item() == pytest.approx(
+        BDDLoss()(student_logits, teacher_logits).item(), rel=1e-6
+    )
+    label = torch.stack([s.gt_sem_seg.data for s in batch[1]])[:, 0, ::8, ::8]
+    right = (teacher_logits.argmax(1) == label)[label != 255].float().mean() * 100
+    assert losses['distill.teacher_acc'].item() == pytest.approx(right.item())
+
+
+def test_several_losses_on_other_layers(tiny_configs, batch):
+    losses = [
+        {'type': 'BDDLoss', 'mask_ignored': True},
+        {
+            'type': 'BDDLoss',
+            'loss_name': 'loss_context',
+            'domain': 'channel',
+            'student_tap': 'decode_head.bottleneck',
+            'teacher_tap': 'decode_head.bottleneck.conv',
+        },
+    ]
+    model = build(tiny_configs['distilled'], distill_losses=losses)
+    log = step(model, batch)
+    assert log['distill.loss_context'].item() > 0
+    assert log['distill.loss_bdd'].item() > 0
+
+
+@MODELS.register_module()
+class RecordingLoss(nn.Module):
+    loss_name = 'loss_recorded'
+
+    def forward(self, student, teacher, seg_label, align_corners):
+        self.seen = (student, teacher, seg_label, align_corners)
+        return student.sum() * 0
+
+
+def test_a_loss_of_the_users_own(tiny_configs, batch):
+    model = build(tiny_configs['distilled'], distill_losses=[{'type': 'RecordingLoss'}])
+    step(model, batch)
+    student, teacher, seg_label, align_corners = model.distill_losses[0].seen
+    assert student.requires_grad and not teacher.requires_grad
+    assert torch.equal(seg_label, torch.stack([s.gt_sem_seg.data[0] for s in batch[1]]))
+    assert align_corners is False
+
+
+def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch):
+    model = MODELS.build(Config.fromfile(tiny_configs['student']).model)  # the teacher needs no init_weights
+    config = Config.fromfile(tiny_configs['distilled']).model
+    config.backbone.norm_cfg = config.decode_head.norm_cfg = config.auxiliary_head.norm_cfg = {'type': 'BN'}
+    model = MODELS.build(config)
+    assert model.loss(*batch)['distill.loss_bdd'].item() > 0
+
+
+def test_class_names_are_compared_on_the_first_batch(tiny_configs, batch, tmp_path):
+    content = torch.load(tiny_configs['checkpoint'], weights_only=True)
+    torch.save({**content, 'meta': {'CLASSES': ('road', 'car')}}, tmp_path / 'named.pth')
+    teacher = {'config': str(tiny_configs['teacher']), 'checkpoint': str(tmp_path / 'named.pth')}
+    model = build(tiny_configs['distilled'], teacher=teacher)
+    hub = MessageHub.get_current_instance()
+    hub.update_info('dataset_meta', {'classes': ('road', 'sky')})
+    try:
+        with pytest.raises(ConfigError, match="1: 'car' against 'sky'"):
+            model.loss(*batch)
+    finally:
+        hub.pop_info('dataset_meta')
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'distill_losses': []}, 'distill_losses is empty'),
+        (
+            {'distill_losses': [{'type': 'BDDLoss'}] * 2},
+            "a loss_name of its own, got .'loss_bdd', 'loss_bdd'",
+        ),
+        ({'distill_losses': [{'type': 'BDDLoss', 'tau': 1}]}, r'distill_losses\[0\] cannot be built.*tau'),
+        ({'distill_losses': [{'type': 'BDLoss'}]}, r'distill_losses\[0\] cannot be built.*BDLoss'),
+        ({'distill_losses': [{'type': 'BDDLoss', 'tau_forward': 0}]}, 'tau_forward must be a positive'),
+        (
+            {'distill_losses': [{'type': 'BDDLoss', 'student_tap': 'decode_head.conv'}]},
+            r'decode_head\.conv_seg',
+        ),
+        ({'distill_losses': [{'type': 'BDDLoss', 'teacher_tap': 'backbone.layer9'}]}, r'backbone\.layer4'),
+        ({'teacher': {'chekpoint': 'a.pth'}}, 'teacher cannot be built.*chekpoint'),
+    ],
+)
+def test_wrong_settings_are_named(tiny_configs, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(tiny_configs['distilled'], **changes)
+
+
+def cascade(teacher: dict | None) -> Config:
+    """An OCRNet on a small ResNet: two decode heads, the second fed by the first."""
+    norm = {'type': 'BN'}
+    head = {'num_classes': 19, 'norm_cfg': norm, 'in_index': 3, 'in_channels': 32, 'channels': 8,
+            'loss_decode': {'type': 'CrossEntropyLoss', 'loss_weight': 1.0}}  # fmt: skip
+    model = {
+        'type': 'CascadeEncoderDecoder',
+        'num_stages': 2,
+        'data_preprocessor': {'type': 'SegDataPreProcessor'},
+        'backbone': {
+            'type': 'ResNetV1c',
+            'depth': 18,
+            'base_channels': 4,
+            'stem_channels': 4,
+            'norm_cfg': norm,
+        },
+        'decode_head': [
+            {'type': 'FCNHead', 'num_convs': 1, 'concat_input': False, **head},
+            {'type': 'OCRHead', 'ocr_channels': 8, **head},
+        ],
+        'test_cfg': {'mode': 'whole'},
+    }
+    if teacher is not None:
+        model.update(type='CascadeSegDistiller', teacher=teacher, distill_losses=[{'type': 'BDDLoss'}])
+    return Config({'model': model})
+
+
+def test_cascades_teach_and_learn(tiny_configs, batch, tmp_path):
+    teacher = {'config': str(tiny_configs['teacher']), 'checkpoint': str(tiny_configs['checkpoint'])}
+    plain, model = build(cascade(None)), build(cascade(teacher))
+    assert isinstance(model, CascadeSegDistiller)
+    assert plain.load_state_dict(model.state_dict(), strict=True)
+    torch.manual_seed(1)
+    losses = model.train().loss(*batch)
+    assert losses['distill.loss_bdd'].item() > 0
+    assert 'decode_1.loss_ce' in losses
+
+    torch.save(plain.state_dict(), tmp_path / 'cascade.pth')
+    config = {'config': cascade(None).to_dict(), 'checkpoint': str(tmp_path / 'cascade.pth')}
+    pupil = build(tiny_configs['distilled'], teacher=config)
+    assert pupil.teacher.logits_tap == 'decode_head.1.conv_seg'
+    assert step(pupil, batch)['distill.loss_bdd'].item() > 0
+
+
+def test_a_cascade_student_needs_the_cascade_distiller(tiny_configs):
+    config = cascade({'config': 'x', 'checkpoint': 'y'})
+    config.model.type = 'SegDistiller'
+    with pytest.raises(ConfigError, match='CascadeSegDistiller'):
+        build(config)

@@ -1,0 +1,267 @@
+import copy
+import http.server
+import logging
+import pickle
+import threading
+
+import pytest
+import torch
+from conftest import build
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmseg.models import SegDataPreProcessor
+from torch import nn
+
+from bdd_seg.distillers import FrozenTeacher
+from bdd_seg.distillers.teacher import renormalise
+from bdd_seg.errors import ConfigError
+
+LOGITS = 'decode_head.conv_seg'
+
+
+@pytest.fixture
+def student(tiny_configs):
+    return build(tiny_configs['student'])
+
+
+@pytest.fixture
+def teacher(tiny_configs, student):
+    teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
+    teacher.build(student, [None])
+    return teacher
+
+
+@pytest.fixture
+def rebuilt(tiny_configs, tmp_path, student):
+    """Build a teacher from a checkpoint whose content a function has changed."""
+
+    def rebuild(change, **kwargs):
+        content = change(torch.load(tiny_configs['checkpoint'], weights_only=True))
+        torch.save(content, tmp_path / 'changed.pth')
+        teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tmp_path / 'changed.pth'), **kwargs)
+        teacher.build(student, [None])
+        return teacher
+
+    return rebuild
+
+
+def test_answers_as_the_trained_network_does_in_eval_mode(teacher, tiny_configs, batch):
+    network = build(tiny_configs['teacher'])
+    network.load_state_dict(torch.load(tiny_configs['checkpoint'], weights_only=True)['state_dict'])
+    network.eval()
+    inputs, _ = batch
+    logits = teacher(inputs)[LOGITS]
+    assert torch.equal(logits, network(inputs, mode='tensor'))
+    assert torch.equal(logits, teacher(inputs)[LOGITS])
+    assert logits.requires_grad is False
+    network.train()
+    assert not torch.allclose(logits, network(inputs, mode='tensor'))  # so eval mode does matter here
+
+
+def test_is_frozen(teacher, batch):
+    before = copy.deepcopy(teacher.model.state_dict())
+    for _ in range(3):
+        teacher(batch[0])
+    after = teacher.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert not any(module.training for module in teacher.model.modules())
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in teacher.model.modules())
+    assert not teacher.model.with_auxiliary_head
+
+
+def test_other_taps(tiny_configs, student, batch):
+    teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
+    teacher.build(student, ['backbone.layer4'])
+    outputs = teacher(batch[0])
+    assert torch.equal(outputs['backbone.layer4'], teacher.model.extract_feat(batch[0])[3])
+    assert set(outputs) == {'backbone.layer4', LOGITS}
+    with pytest.raises(ConfigError, match=r"'backbone.layer5' names no module.*backbone\.layer4"):
+        teacher.build(student, ['backbone.layer5'])
+
+
+def test_building_draws_no_random_number(tiny_configs, student):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint'])).build(student, [None])
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_copies_and_pickles_carry_no_network(teacher):
+    for twin in (copy.deepcopy(teacher), pickle.loads(pickle.dumps(teacher))):
+        assert twin.model is None
+        assert (twin.config, twin.checkpoint) == (teacher.config, teacher.checkpoint)
+    assert teacher.model is not None
+
+
+def test_config_as_a_dict(tiny_configs, student, batch, teacher):
+    whole = Config.fromfile(tiny_configs['teacher'])
+    for config in (whole.to_dict(), whole.model.to_dict()):
+        other = FrozenTeacher(config, str(tiny_configs['checkpoint']))
+        other.build(student, [None])
+        assert torch.equal(other(batch[0])[LOGITS], teacher(batch[0])[LOGITS])
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda c: c['state_dict'],
+        lambda c: {'state_dict': {f'module.{k}': v for k, v in c['state_dict'].items()}},
+        lambda c: {f'module.{k}': v for k, v in c['state_dict'].items()},
+        lambda c: {'state_dict': {k: v for k, v in c['state_dict'].items() if 'auxiliary' not in k}},
+        lambda c: {'state_dict': {**c['state_dict'], 'auxiliary_head.extra': torch.zeros(1)}},
+    ],
+    ids=['plain', 'module prefix', 'plain with prefix', 'without the unused head', 'more in the unused head'],
+)
+def test_forms_of_checkpoint(rebuilt, teacher, batch, change):
+    assert torch.equal(rebuilt(change)(batch[0])[LOGITS], teacher(batch[0])[LOGITS])
+
+
+def test_weights_that_do_not_fit_are_listed(rebuilt):
+    def change(content):
+        weights = content['state_dict']
+        del weights['decode_head.conv_seg.bias']
+        weights['backbone.stem.0.weight'] = torch.zeros(1, 2, 3)
+        weights['neck.weight'] = torch.zeros(1)
+        return content
+
+    with pytest.raises(ConfigError) as error:
+        rebuilt(change)
+    message = str(error.value)
+    assert '1 missing: decode_head.conv_seg.bias' in message
+    assert '1 unexpected: neck.weight' in message
+    assert '1 of another shape: backbone.stem.0.weight (1, 2, 3) instead of (2, 3, 3, 3)' in message
+
+
+def test_from_a_url(tiny_configs, student, teacher, batch, tmp_path, monkeypatch):
+    """Downloaded once from a server on this machine, then read from the cache."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tiny_configs['checkpoint'].parent))
+
+        def log_message(self, _format, *args):
+            requests.append(str(args[0]))
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/teacher.pth'
+        for _ in range(2):
+            downloaded = FrozenTeacher(str(tiny_configs['teacher']), url)
+            downloaded.build(student, [None])
+            assert torch.equal(downloaded(batch[0])[LOGITS], teacher(batch[0])[LOGITS])
+        missing = FrozenTeacher(str(tiny_configs['teacher']), url.replace('teacher', 'absent'))
+        with pytest.raises(
+            ConfigError, match=r'absent.pth.* cannot be downloaded \(HTTP Error 404.*put the file'
+        ):
+            missing.build(student, [None])
+        server.shutdown()
+    assert requests[0].startswith('GET /teacher.pth')
+    assert sum('teacher.pth' in request for request in requests) == 1
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'config': 'nowhere.py'}, "config 'nowhere.py' does not exist"),
+        ({'checkpoint': 'nowhere.pth'}, "checkpoint 'nowhere.pth' does not exist"),
+        ({'config': {'data_root': 'x'}}, 'has no model'),
+        (
+            {'config': 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1025.py'},
+            'Did you mean pspnet_r18-d8',
+        ),
+    ],
+)
+def test_what_is_missing(tiny_configs, student, change, message):
+    arguments = {
+        'config': str(tiny_configs['teacher']),
+        'checkpoint': str(tiny_configs['checkpoint']),
+        **change,
+    }
+    with pytest.raises(ConfigError, match=message):
+        FrozenTeacher(**arguments).build(student, [None])
+
+
+def test_numbers_of_classes_must_agree(tiny_configs, student):
+    config = Config.fromfile(tiny_configs['teacher'])
+    config.model.decode_head.num_classes = 150
+    with pytest.raises(ConfigError, match='predicts 150 classes, the student 19'):
+        FrozenTeacher(config.to_dict(), str(tiny_configs['checkpoint'])).build(student, [None])
+
+
+def test_class_names_must_agree(rebuilt):
+    new = rebuilt(lambda c: {**c, 'meta': {'dataset_meta': {'classes': ('road', 'car', 'sky')}}})
+    old = rebuilt(lambda c: {**c, 'meta': {'CLASSES': ['road', 'car', 'sky']}})
+    for teacher in (new, old):
+        teacher.require_class_names(['road', 'car', 'sky'])
+        with pytest.raises(
+            ConfigError, match="first differences 1: 'car' against 'sky'; 2: 'sky' against 'car'"
+        ):
+            teacher.require_class_names(['road', 'sky', 'car'])
+    rebuilt(lambda c: {**c, 'meta': {'CLASSES': ['a']}}, check_class_names=False).require_class_names(['b'])
+    rebuilt(lambda c: c).require_class_names(['anything'])
+
+
+def preprocess(images, **settings):
+    preprocessor = SegDataPreProcessor(**settings)
+    return preprocessor, preprocessor({'inputs': list(images)})['inputs']
+
+
+IMAGENET = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375], 'bgr_to_rgb': True}
+CAFFE = {'mean': [103.53, 116.28, 123.675], 'std': [1.0, 1.0, 1.0], 'bgr_to_rgb': False}
+UNIT = {'mean': [0.0, 0.0, 0.0], 'std': [255.0, 255.0, 255.0], 'bgr_to_rgb': True}
+RAW: dict = {}
+
+
+@pytest.mark.parametrize('source', [IMAGENET, CAFFE, UNIT, RAW])
+@pytest.mark.parametrize('target', [IMAGENET, CAFFE, UNIT, RAW])
+def test_renormalise_gives_what_the_teachers_preprocessor_would(source, target):
+    images = torch.randint(0, 256, (2, 3, 5, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    source_module, normalised = preprocess(images, **source)
+    target_module, expected = preprocess(images, **target)
+    torch.testing.assert_close(
+        renormalise(normalised, source_module, target_module), expected, atol=1e-4, rtol=1e-5
+    )
+
+
+def test_a_teacher_with_its_own_normalisation_gets_it(tiny_configs, student, batch, teacher):
+    config = Config.fromfile(tiny_configs['teacher'])
+    config.model.data_preprocessor.update(CAFFE)
+    other = FrozenTeacher(config.to_dict(), str(tiny_configs['checkpoint']))
+    other.build(student, [None])
+    inputs, _ = batch
+    as_it_was_trained = renormalise(inputs, student.data_preprocessor, other.model.data_preprocessor)
+    assert torch.equal(other(inputs)[LOGITS], teacher(as_it_was_trained)[LOGITS])
+    assert not torch.allclose(other(inputs)[LOGITS], teacher(inputs)[LOGITS])
+
+
+@pytest.fixture
+def messages():
+    """What is logged during a test."""
+    found = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize('guesses', [False, True])
+def test_accuracy_and_the_warning_when_guessing(teacher, messages, guesses):
+    label = torch.zeros(2, 16, 16, dtype=torch.long)
+    label[:, :, 12:] = 1
+    label[:, :4] = 255
+    predicted = torch.zeros(2, 4, 4, dtype=torch.long) if guesses else label[:, ::4, ::4] % 255
+    logits = torch.nn.functional.one_hot(predicted, 3).permute(0, 3, 1, 2).float()
+    for _ in range(12):
+        accuracy = teacher.accuracy(logits, label, ignore_index=255)
+        assert accuracy.item() == pytest.approx(75.0 if guesses else 100.0)
+    warnings = [message for message in messages if 'hardly better than guessing' in message]
+    assert len(warnings) == guesses
+    if guesses:
+        assert '75.0% of the pixels of the first 5 batches' in warnings[0]
+        assert 'commonest class 75.0%' in warnings[0]

@@ -1,0 +1,81 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+
+from bdd_seg.engine import load_checkpoint
+from bdd_seg.errors import ConfigError
+
+
+def test_reads_what_a_runner_saves(tmp_path):
+    hub = MessageHub.get_instance('test_checkpoint')
+    hub.update_scalar('train/loss', 1.5)
+    hub.update_scalar('train/loss', 2.5)
+    content = {
+        'meta': {'epoch': 0, 'iter': np.int64(7), 'acc': np.float64(0.5), 'classes': ('a', 'b')},
+        'state_dict': {'weight': torch.arange(3.0)},
+        'message_hub': hub.state_dict(),
+        'array': np.arange(4, dtype=np.float32),
+    }
+    torch.save(content, tmp_path / 'runner.pth')
+    read = load_checkpoint(str(tmp_path / 'runner.pth'))
+    assert torch.equal(read['state_dict']['weight'], torch.arange(3.0))
+    assert read['meta'] == content['meta']
+    assert read['array'].tolist() == [0, 1, 2, 3]
+    history = read['message_hub']['log_scalars']['train/loss']
+    assert isinstance(history, HistoryBuffer)
+    assert history.data[0].tolist() == [1.5, 2.5]
+    assert history.statistics('mean') == 2.0
+
+
+class Hostile:
+    """Unpickling it would make a folder."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    'function, arguments',
+    [(os.mkdir, ('PATH',)), (getattr, (os, 'mkdir')), (getattr, (HistoryBuffer, '__init__'))],
+)
+def test_runs_no_code(tmp_path, function, arguments):
+    made = tmp_path / 'made'
+    arguments = [str(made) if a == 'PATH' else a for a in arguments]
+    if os in arguments:  # a module cannot be pickled; reach one through a class that is admitted
+        arguments[0] = HistoryBuffer
+        arguments[1] = '__globals__'
+    torch.save({'state_dict': {}, 'meta': Hostile(function, *arguments)}, tmp_path / 'hostile.pth')
+    with pytest.raises(
+        ConfigError, match='holds more than weights and is refused.*If you trust it, convert it'
+    ):
+        load_checkpoint(str(tmp_path / 'hostile.pth'))
+    assert not made.exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    torch.save({'weight': torch.randn(1000)}, tmp_path / 'good.pth')
+    good = (tmp_path / 'good.pth').read_bytes()
+    damaged = {
+        'short.pth': good[: len(good) // 2],
+        'empty.pth': b'',
+        'text.pth': b'<html>404 not found</html>',
+        'pickle.pth': pickle.dumps([1, 2, 3])[:-2],
+    }
+    for name, data in damaged.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ConfigError, match=f'{name}.* cannot be read, .*damaged.* fetch it again'):
+            load_checkpoint(str(tmp_path / name))
+    torch.save([1, 2], tmp_path / 'list.pth')
+    with pytest.raises(ConfigError, match='holds a list, expected a dict'):
+        load_checkpoint(str(tmp_path / 'list.pth'))
+    with pytest.raises(ConfigError, match='does not exist'):
+        load_checkpoint(str(tmp_path / 'absent.pth'))
+    with pytest.raises(ConfigError, match='does not exist'):
+        load_checkpoint(str(tmp_path))

@@ -1,0 +1,47 @@
+import pytest
+from conftest import CONFIGS
+from mmengine.config import Config
+
+from bdd_seg.engine import check_datasets, load_config
+from bdd_seg.errors import ConfigError
+
+
+def test_mmsegs_own_configs(tmp_path):
+    name = 'mmseg::deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+    assert load_config(name).model.decode_head.type == 'ASPPHead'
+    heir = tmp_path / 'heir.py'
+    heir.write_text(f'_base_ = {name!r}\nmodel = dict(backbone=dict(depth=50))')
+    cfg = load_config(heir)
+    assert (cfg.model.decode_head.type, cfg.model.backbone.depth) == ('ASPPHead', 50)
+
+
+def test_what_does_not_exist(tmp_path):
+    path = CONFIGS / 'pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1025.py'
+    with pytest.raises(
+        ConfigError, match='does not exist. Did you mean pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+    ):
+        load_config(path)
+    (tmp_path / 'orphan.py').write_text("_base_ = './absent.py'")
+    with pytest.raises(
+        ConfigError, match=r'orphan\.py.* inherits from a file that does not exist.*absent\.py'
+    ):
+        load_config(tmp_path / 'orphan.py')
+
+
+def loader(**dataset):
+    return Config({'train_dataloader': {'dataset': {'type': 'CityscapesDataset', **dataset}}})
+
+
+def test_data_sets_are_looked_at_first(tmp_path, scenes):
+    prefix = {'img_path': 'leftImg8bit/train', 'seg_map_path': 'gtFine/train'}
+    check_datasets(loader(data_root=str(scenes), data_prefix=prefix), 'train_dataloader', 'val_dataloader')
+    advice = 'put the data set there, or pass --cfg-options train_dataloader.dataset.data_root=FOLDER'
+    with pytest.raises(ConfigError, match=f'leftImg8bit/train. does not exist; {advice}'):
+        check_datasets(loader(data_root=str(tmp_path), data_prefix=prefix), 'train_dataloader')
+    images = tmp_path / 'leftImg8bit/train'
+    images.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f'no image ending in ._leftImg8bit.png. in .*; {advice}'):
+        check_datasets(loader(data_root=str(tmp_path), data_prefix=prefix), 'train_dataloader')
+    (images / 'a_leftImg8bit.png').write_bytes(b'')
+    with pytest.raises(ConfigError, match='a_leftImg8bit.png. has no label map .*a_gtFine_labelTrainIds.png'):
+        check_datasets(loader(data_root=str(tmp_path), data_prefix=prefix), 'train_dataloader')

@@ -1,0 +1,61 @@
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from mmseg.registry import MODELS
+
+from bdd_seg.losses import BDDLoss, balance_divergence
+
+
+@pytest.fixture
+def logits():
+    torch.manual_seed(0)
+    return torch.randn(2, 5, 6, 8), torch.randn(2, 5, 6, 8)
+
+
+def test_is_the_weighted_divergence(logits):
+    loss = MODELS.build({'type': 'BDDLoss', 'domain': 'pixel', 'tau_forward': 2.0, 'tau_reverse': 3.0,
+                         'forward_weight': 0.5, 'reverse_weight': 0.25, 'loss_weight': 7.0})  # fmt: skip
+    expected = 7 * balance_divergence(
+        *logits, domain='pixel', tau_forward=2.0, tau_reverse=3.0, forward_weight=0.5, reverse_weight=0.25
+    )
+    assert torch.equal(loss(*logits), expected)
+    assert torch.equal(BDDLoss()(*logits), 3 * balance_divergence(*logits))
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_teacher_is_resized_to_the_student(logits, align_corners):
+    student, _ = logits
+    teacher = torch.randn(2, 5, 11, 3)
+    resized = F.interpolate(teacher, (6, 8), mode='bilinear', align_corners=align_corners)
+    assert torch.equal(BDDLoss()(student, teacher, align_corners=align_corners), BDDLoss()(student, resized))
+
+
+def test_ignored_labels_are_left_out(logits):
+    student, teacher = logits
+    seg_label = torch.randint(0, 5, (2, 24, 32))
+    seg_label[0, :12] = 255
+    seg_label[1, :, 16:] = 255
+    mask = torch.ones(2, 6, 8, dtype=torch.bool)
+    mask[0, :3] = False
+    mask[1, :, 4:] = False
+    masked = BDDLoss(mask_ignored=True)
+    assert torch.equal(
+        masked(student, teacher, seg_label), 3 * balance_divergence(student, teacher, mask=mask)
+    )
+    assert torch.equal(BDDLoss()(student, teacher, seg_label), 3 * balance_divergence(student, teacher))
+    other = BDDLoss(mask_ignored=True, ignore_index=9)
+    assert torch.equal(other(student, teacher, seg_label), BDDLoss()(student, teacher))
+    assert masked(student, teacher, torch.full((2, 24, 32), 255)).item() == 0
+
+
+def test_wrong_settings():
+    with pytest.raises(ValueError, match='domain must be one of'):
+        BDDLoss(domain='space')
+    with pytest.raises(ValueError, match='tau_reverse must be a positive number'):
+        BDDLoss(tau_reverse=0)
+    with pytest.raises(ValueError, match="must contain 'loss'"):
+        BDDLoss(loss_name='bdd')
+    with pytest.raises(ValueError, match='needs the labels'):
+        BDDLoss(mask_ignored=True)(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
+    with pytest.raises(ValueError, match='same classes, got 2 and 3 channels'):
+        BDDLoss()(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 6, 6))
