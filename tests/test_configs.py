@@ -1,0 +1,65 @@
+"""The shipped configs: mmseg's own numbers, and short diffs on top of them."""
+
+import pytest
+from conftest import CONFIGS
+from mmseg.registry import MODELS
+
+from bdd_seg.engine import load_config
+
+PLAIN = sorted(path.name for path in (CONFIGS / 'pspnet').glob('*.py'))
+DISTILLED = sorted(path.name for path in (CONFIGS / 'bdd').glob('*.py'))
+SETTINGS = ['model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'val_cfg', 'test_cfg', 'default_hooks',
+            'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator',
+            'tta_pipeline', 'tta_model', 'default_scope', 'env_cfg', 'log_processor', 'visualizer']  # fmt: skip
+
+
+def parameters(cfg) -> int:
+    return sum(p.numel() for p in MODELS.build(cfg.model).parameters())
+
+
+@pytest.mark.parametrize('depth', [18, 101])
+def test_cityscapes_configs_are_mmsegs(depth):
+    name = f'pspnet/pspnet_r{depth}-d8_4xb2-80k_cityscapes-512x1024.py'
+    ours, theirs = load_config(CONFIGS / name), load_config(f'mmseg::{name}')
+    for key in SETTINGS:
+        assert ours[key] == theirs[key], key
+    assert parameters(ours) == parameters(theirs)
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_plain_configs_build(name):
+    cfg = load_config(CONFIGS / 'pspnet' / name)
+    crop = [step['crop_size'] for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop']
+    assert crop == [cfg.model.data_preprocessor.size]
+    assert name.endswith(f'-{crop[0][0]}x{crop[0][1]}.py')
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
+    assert f'xb{cfg.train_dataloader.batch_size}-' in name
+    assert parameters(cfg) > 0
+
+
+@pytest.mark.parametrize('name', DISTILLED)
+def test_distilled_configs_are_the_student_plus_a_teacher(name):
+    cfg = load_config(CONFIGS / 'bdd' / name)
+    student = load_config(CONFIGS / 'pspnet' / f'pspnet_{name.split("_pspnet_")[-1]}')
+    teacher = load_config(cfg.model.teacher.config)
+    model = cfg.model.to_dict()
+    assert model.pop('type') == 'SegDistiller'
+    assert set(model.pop('teacher')) == {'config', 'checkpoint'}
+    losses = model.pop('distill_losses')
+    assert [loss['type'] for loss in losses] == ['BDDLoss']
+    assert ('pixel' in name) == (MODELS.build(losses[0]).domain == 'pixel')
+    plain = student.model.to_dict()
+    assert plain.pop('type') == 'EncoderDecoder'
+    assert model == plain
+    for key in SETTINGS[1:]:
+        assert cfg[key] == student[key], key
+    assert teacher.model.decode_head.num_classes == student.model.decode_head.num_classes
+    assert len((CONFIGS / 'bdd' / name).read_text().splitlines()) <= 10
+
+
+def test_a_trained_teacher_is_found_where_its_config_leaves_it():
+    """For data sets without a published teacher, the checkpoint is the last one of the teacher's own run."""
+    cfg = load_config(CONFIGS / 'bdd/bdd_pspnet_r101-d8_pspnet_r18-d8_1xb8-20k_camvid-360x480.py')
+    teacher = load_config(cfg.model.teacher.config)
+    name = cfg.model.teacher.config.rpartition('/')[2].removesuffix('.py')
+    assert cfg.model.teacher.checkpoint == f'work_dirs/{name}/iter_{teacher.train_cfg.max_iters}.pth'

@@ -1,0 +1,219 @@
+"""Whole runs through the command lines that users type."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import mmseg
+import pytest
+import torch
+from conftest import CONFIGS, ROOT, build
+from mmengine.config import Config
+
+TRAIN, TEST = ROOT / 'tools/train.py', ROOT / 'tools/test.py'
+MMSEG_TOOLS = Path(mmseg.__file__).parent / '.mim/tools'
+
+
+def run(*arguments, launcher=(), expect=0) -> str:
+    """Run a tool in its own process and return what it printed."""
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == expect, f'{command}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}'
+    return done.stdout + done.stderr
+
+
+def train(config, work_dir, *arguments, tool=TRAIN, **kwargs) -> str:
+    return run(tool, config, '--work-dir', work_dir, *arguments, **kwargs)
+
+
+def logged(work_dir: Path) -> list[dict]:
+    """The scalars of the training iterations of a work dir, in order."""
+    lines = [line for path in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in path.open()]
+    return [record for record in map(json.loads, lines) if 'loss' in record]
+
+
+def weights(path: Path) -> dict:
+    return torch.load(path, weights_only=False)['state_dict']
+
+
+def miou(output: str) -> list[str]:
+    """aAcc, mIoU and mAcc as printed at the end of an evaluation."""
+    return re.findall(r'(?:aAcc|mIoU|mAcc): ([\d.]+|nan)', output)[-3:]
+
+
+@pytest.fixture(scope='module')
+def trained(tiny_configs, tmp_path_factory) -> Path:
+    work_dir = tmp_path_factory.mktemp('trained')
+    train(tiny_configs['distilled'], work_dir)
+    return work_dir
+
+
+def test_training_logs_losses_and_the_teachers_accuracy(trained):
+    records = logged(trained)
+    assert [record['step'] for record in records] == [1, 2, 3, 4, 5, 6]
+    for record in records:
+        assert record['distill.loss_bdd'] > 0
+        assert 0 <= record['distill.teacher_acc'] <= 100
+        parts = [value for key, value in record.items() if '.loss_' in key]
+        assert record['loss'] == pytest.approx(sum(parts), rel=1e-4)
+
+
+def test_a_checkpoint_is_a_plain_students(trained, tiny_configs):
+    student = build(tiny_configs['student'])
+    student.load_state_dict(weights(trained / 'iter_6.pth'), strict=True)
+
+
+def test_both_configs_evaluate_alike(trained, tiny_configs, tmp_path):
+    checkpoint = trained / 'iter_6.pth'
+    results = [
+        miou(run(TEST, tiny_configs[kind], checkpoint, '--work-dir', tmp_path))
+        for kind in ('student', 'distilled')
+    ]
+    assert len(results[0]) == 3
+    assert results[0] == results[1]
+    own = run(MMSEG_TOOLS / 'test.py', tiny_configs['distilled'], checkpoint, '--work-dir', tmp_path)
+    assert miou(own) == results[0]
+
+
+def test_mmsegs_own_tool_trains_the_same(trained, tiny_configs, tmp_path):
+    train(tiny_configs['distilled'], tmp_path, tool=MMSEG_TOOLS / 'train.py')
+    ours, theirs = weights(trained / 'iter_6.pth'), weights(tmp_path / 'iter_6.pth')
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_resume_goes_on_where_it_stopped(trained, tiny_configs, tmp_path):
+    (tmp_path / 'iter_3.pth').write_bytes((trained / 'iter_3.pth').read_bytes())
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_3.pth'))
+    output = train(tiny_configs['distilled'], tmp_path, '--resume')
+    assert 'resumed epoch: 0, iter: 3' in output
+    records = logged(tmp_path)
+    assert [record['step'] for record in records] == [4, 5, 6]
+    assert [r['lr'] for r in records] == [r['lr'] for r in logged(trained)[3:]]
+    assert all(record['distill.loss_bdd'] > 0 for record in records)
+
+
+def test_amp_accumulation_and_ema(trained, tiny_configs, tmp_path):
+    config = tmp_path / 'ema.py'
+    config.write_text(f"_base_ = '{tiny_configs['distilled']}'\ncustom_hooks = [dict(type='EMAHook')]")
+    train(config, tmp_path, '--amp', '--cfg-options', 'optim_wrapper.accumulative_counts=2')
+    records, float32 = logged(tmp_path), logged(trained)
+    assert records[0]['loss'] == pytest.approx(float32[0]['loss'], rel=0.02)
+    assert records[0]['loss'] != float32[0]['loss']
+    assert Config.fromfile(tmp_path / 'ema.py').optim_wrapper.type == 'BFloat16OptimWrapper'
+    checkpoint = torch.load(tmp_path / 'iter_6.pth', weights_only=False)
+    student = build(tiny_configs['student']).state_dict()
+    assert checkpoint['state_dict'].keys() == student.keys()
+    assert {key.removeprefix('module.') for key in checkpoint['ema_state_dict']} - {'steps'} == student.keys()
+
+
+def test_test_time_augmentation_and_saved_predictions(trained, tiny_configs, tmp_path):
+    checkpoint, out = trained / 'iter_6.pth', tmp_path / 'predictions'
+    output = run(TEST, tiny_configs['distilled'], checkpoint, '--tta', '--work-dir', tmp_path, '--out', out)
+    assert len(miou(output)) == 3
+    assert len(list(out.glob('*.png'))) == 4
+
+
+def test_two_processes_train_one_student(tiny_configs, tmp_path):
+    """The real tool under torchrun, without GPUs: mmengine's launcher takes a group that exists already."""
+    with_gloo = tmp_path / 'with_gloo.py'
+    with_gloo.write_text(
+        'import runpy, sys, torch\n'
+        "torch.distributed.init_process_group('gloo')\n"
+        'sys.argv = sys.argv[1:]\n'
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        'torch.distributed.destroy_process_group()\n'
+    )
+    # SyncBN has no CPU version
+    batch_norm = [f'model.{part}.norm_cfg.type=BN' for part in ('backbone', 'decode_head', 'auxiliary_head')]
+    run(
+        with_gloo, TRAIN, tiny_configs['distilled'], '--work-dir', tmp_path / 'run', '--launcher', 'pytorch',
+        '--cfg-options', *batch_norm, 'model_wrapper_cfg.device_ids=None', 'train_cfg.max_iters=2',
+        launcher=['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'],
+    )  # fmt: skip
+    assert [record['step'] for record in logged(tmp_path / 'run')] == [1, 2]
+    checkpoint = weights(tmp_path / 'run/iter_2.pth')
+    assert checkpoint.keys() == build(tiny_configs['student']).state_dict().keys()
+
+
+def test_a_new_pair_from_mmsegs_own_configs(scenes, tmp_path):
+    """The README's lines for a pair that ships no config of ours, made small."""
+    teacher = tmp_path / 'teacher.py'
+    teacher.write_text(
+        "_base_ = 'mmseg::deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py'\n"
+        'model = dict(pretrained=None, backbone=dict(base_channels=4, stem_channels=4), '
+        'decode_head=dict(in_channels=32, channels=8), auxiliary_head=dict(in_channels=16, channels=8))'
+    )
+    torch.save(build(teacher).state_dict(), tmp_path / 'teacher.pth')
+    pair = tmp_path / 'pair.py'
+    pair.write_text(
+        "_base_ = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'\n"
+        "custom_imports = dict(imports=['bdd_seg'])\n"
+        "model = dict(type='SegDistiller', "
+        f'teacher=dict(config={str(teacher)!r}, checkpoint={str(tmp_path / "teacher.pth")!r}), '
+        "distill_losses=[dict(type='BDDLoss')])"
+    )
+    options = [
+        'model.pretrained=None', 'model.backbone.base_channels=4', 'model.backbone.stem_channels=4',
+        'model.decode_head.in_channels=32', 'model.decode_head.channels=8', 'model.auxiliary_head.in_channels=16',
+        'model.auxiliary_head.channels=8', 'model.data_preprocessor.size=(32,64)', 'train_cfg.max_iters=2',
+        'train_dataloader.dataset.pipeline.2.scale=(96,48)', 'train_dataloader.dataset.pipeline.3.crop_size=(32,64)',
+        'test_dataloader.dataset.pipeline.1.scale=(96,48)', 'val_dataloader.dataset.pipeline.1.scale=(96,48)',
+        f'train_dataloader.dataset.data_root={scenes}', f'val_dataloader.dataset.data_root={scenes}',
+        'default_hooks.logger.interval=1',
+    ]  # fmt: skip
+    train(pair, tmp_path / 'run', '--cfg-options', *options)
+    assert [record['distill.loss_bdd'] > 0 for record in logged(tmp_path / 'run')] == [True, True]
+
+
+def complaint(monkeypatch, tool, *arguments) -> str:
+    """The one line that a tool ends with, run in this process."""
+    monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(tool), run_name='__main__')
+    message = ended.value.code
+    assert isinstance(message, str) and message.startswith('error: ') and '\n' not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    'options, expected',
+    [
+        (['model.teacher.checkpoint=nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
+        ([f'model.teacher.checkpoint={ROOT / "LICENSE"}'], 'may be damaged'),
+        (['model.teacher.config=nowhere.py'], "config 'nowhere.py' does not exist"),
+        (['model.distill_losses.0.student_tap=decode_head.conv_sge'], 'Names nearby: decode_head.conv_seg'),
+        (['model.distill_losses.0.tau_forward=-1'], 'tau_forward must be a positive number, got -1'),
+        (['model.decode_head.num_classes=7'], 'predicts 19 classes, the student 7'),
+        (
+            ['train_dataloader.dataset.data_root=/nowhere'],
+            "folder '/nowhere/leftImg8bit/train' does not exist",
+        ),
+        (['val_dataloader.dataset.data_root=/nowhere'], 'val_dataloader: folder'),
+        (['train_dataloader.dataset.img_suffix=.jpeg'], "no image ending in '.jpeg'"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(monkeypatch, tiny_configs, tmp_path, options, expected):
+    options = ['--work-dir', tmp_path, '--cfg-options', *options, f'experiment_name={tmp_path.name}']
+    assert expected in complaint(monkeypatch, TRAIN, tiny_configs['distilled'], *options)
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_wrong_arguments_end_in_one_line(monkeypatch, tiny_configs, tmp_path):
+    assert 'does not exist' in complaint(monkeypatch, TRAIN, CONFIGS / 'bdd/absent.py')
+    assert "'absent.pth' does not exist" in complaint(
+        monkeypatch, TEST, tiny_configs['student'], 'absent.pth'
+    )
+    amp = ['--amp', '--cfg-options', 'optim_wrapper.type=OptimWrapperDict', '--work-dir', tmp_path]
+    assert '--amp needs' in complaint(monkeypatch, TRAIN, tiny_configs['student'], *amp)
+
+
+@pytest.mark.parametrize('name', ['train.py', 'test.py'])
+def test_flags_are_mmsegs(name):
+    ours, theirs = (run(folder / name, '--help') for folder in (ROOT / 'tools', MMSEG_TOOLS))
+    flags = [
+        set(re.findall(r'(?<![\w-])--[a-z][\w-]*', text.partition('options:')[2])) for text in (ours, theirs)
+    ]
+    assert flags[1] <= flags[0]

@@ -1,0 +1,186 @@
+"""The whole job on generated street scenes: a teacher, a student alone, the same student distilled.
+
+Everything that is trained or evaluated here runs through tools/train.py and tools/test.py, as a user would
+run it. What an earlier call finished is reused, and an interrupted training goes on where it stopped.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from mmengine.analysis import get_model_complexity_info
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
+from mmseg.registry import MODELS
+from prettytable import PrettyTable
+
+from bdd_seg.engine import load_config
+from bdd_seg.errors import ConfigError
+
+TOOLS = Path(__file__).parent
+CONFIGS = TOOLS.parent / 'configs'
+INPUT_SHAPE = (3, 128, 256)
+TEACHER = CONFIGS / 'pspnet/pspnet_r50-d8-w16_1xb8-demo_street-scenes-96x192.py'
+STUDENT = CONFIGS / 'pspnet/pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py'
+DISTILLED = CONFIGS / 'bdd/bdd_pspnet_r50-d8-w16_pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py'
+
+
+@dataclass
+class Run:
+    """One row of the table."""
+
+    name: str
+    config: Path
+    work_dir: Path
+    options: dict[str, object]
+
+    @property
+    def cfg(self) -> Config:
+        return load_config(self.config)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.work_dir / f'iter_{self.cfg.train_cfg.max_iters}.pth'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument('--data', default='data/street_scenes', help='folder of the generated scenes')
+    parser.add_argument('--work-dir', default='work_dirs/demo', help='folder for logs and checkpoints')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the three trainings')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.monotonic()
+    say('Street scenes (generated, in the layout of Cityscapes)')
+    command(TOOLS / 'make_street_scenes.py', '--out', args.data)
+    folder = Path(args.work_dir)
+    teacher = Run('teacher PSPNet-R50', TEACHER, folder / 'teacher', {})
+    student = Run('student PSPNet-R18, alone', STUDENT, folder / 'student', {})
+    distilled = Run(
+        'student PSPNet-R18, distilled',
+        DISTILLED,
+        folder / 'distilled',
+        {'model.teacher.checkpoint': teacher.checkpoint},
+    )
+    rows = []
+    for run in (teacher, student, distilled):
+        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            run.options[f'{loader}.dataset.data_root'] = args.data
+        run.options['randomness.seed'] = args.seed
+        say(f'{run.name}: train')
+        train(run)
+        say(f'{run.name}: test')
+        rows.append((run, test(run)))
+    print_table(rows, args.seed, time.monotonic() - start)
+
+
+def train(run: Run) -> None:
+    """Train, unless this very run is finished already."""
+    options = [f'{key}={value}' for key, value in run.options.items()]
+    settings = hashlib.sha256((run.cfg.pretty_text + str(options)).encode()).hexdigest()
+    stamp = run.work_dir / 'settings.sha256'
+    if stamp.exists() and stamp.read_text() != settings:
+        raise ConfigError(
+            f'{run.work_dir} holds a run with other settings; delete it or choose another --work-dir'
+        )
+    if run.checkpoint.exists():
+        print(f'reusing {run.checkpoint}')
+        return
+    run.work_dir.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(settings)
+    command(
+        TOOLS / 'train.py', run.config, '--work-dir', run.work_dir, '--resume', '--cfg-options', *options,
+        log=run.work_dir / 'train.log',
+    )  # fmt: skip
+
+
+def test(run: Run) -> float:
+    """mIoU in percent on the validation scenes, by tools/test.py."""
+    work_dir = run.work_dir / 'test'
+    options = [f'{key}={value}' for key, value in run.options.items()]
+    command(
+        TOOLS / 'test.py', run.config, run.checkpoint, '--work-dir', work_dir, '--cfg-options', *options,
+        log=run.work_dir / 'test.log',
+    )  # fmt: skip
+    newest = max(work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+    return json.loads(newest.read_text().splitlines()[-1])['mIoU']
+
+
+def seconds_per_iteration(run: Run) -> float:
+    """Median over the log intervals of all sessions of a training."""
+    lines = [line for path in run.work_dir.glob('*/vis_data/scalars.json') for line in path.open()]
+    return median(record['time'] for record in map(json.loads, lines) if 'loss' in record)
+
+
+def complexity(run: Run) -> tuple[float, float]:
+    """Parameters in millions and GFLOPs (multiply-adds) of one scene, of what is left after training."""
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = revert_sync_batchnorm(MODELS.build(run.cfg.model)).eval()
+    info = get_model_complexity_info(model, INPUT_SHAPE, show_table=False, show_arch=False)
+    return info['params'] / 1e6, info['flops'] / 1e9
+
+
+def print_table(rows: list[tuple[Run, float]], seed: int, seconds: float) -> None:
+    table = PrettyTable(['model', 'parameters (M)', 'GFLOPs', 'mIoU (%)', 'seconds per iteration'])
+    table.align = 'r'
+    table.align['model'] = 'l'
+    for run, miou in rows:
+        parameters, flops = complexity(run)
+        table.add_row(
+            [run.name, f'{parameters:.2f}', f'{flops:.2f}', f'{miou:.2f}', f'{seconds_per_iteration(run):.3f}']
+        )
+    gain = rows[2][1] - rows[1][1]
+    print(f'\n{table}\nsynthetic scenes {INPUT_SHAPE[1]}x{INPUT_SHAPE[2]}, seed {seed}, '
+          f'distilled against alone: {gain:+.2f} mIoU, {seconds / 60:.1f} minutes in all')  # fmt: skip
+
+
+def command(tool: Path, *arguments: object, log: Path | None = None) -> None:
+    """Run one of the tools; with a log only the lines that tell progress are shown, the rest goes there.
+
+    Raises:
+        ConfigError: The tool failed.
+    """
+    line = [sys.executable, str(tool), *map(str, arguments)]
+    if log is None:
+        code = subprocess.run(line).returncode
+    else:
+        code = show_progress(line, log)
+    if code:
+        raise ConfigError(f'tools/{tool.name} failed{f"; see {log}" if log else ""}')
+
+
+def show_progress(line: list[str], log: Path) -> int:
+    with log.open('w') as file, subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for text in process.stdout:
+            file.write(text)
+            if 'Iter(' in text or text.startswith('error: '):
+                print(text.rpartition(' - INFO - ')[2].rstrip(), flush=True)
+        return process.wait()
+
+
+def say(text: str) -> None:
+    print(f'\n== {text}', flush=True)
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted; the same command goes on from here')
