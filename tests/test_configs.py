@@ -8,9 +8,11 @@ from bdd_seg.engine import load_config
 
 PLAIN = sorted(path.name for path in (CONFIGS / 'pspnet').glob('*.py'))
 DISTILLED = sorted(path.name for path in (CONFIGS / 'bdd').glob('*.py'))
-SETTINGS = ['model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'val_cfg', 'test_cfg', 'default_hooks',
-            'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator',
-            'tta_pipeline', 'tta_model', 'default_scope', 'env_cfg', 'log_processor', 'visualizer']  # fmt: skip
+SETTINGS = [
+    'model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'val_cfg', 'test_cfg', 'default_hooks',
+    'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator',
+    'tta_pipeline', 'tta_model', 'default_scope', 'env_cfg', 'log_processor', 'visualizer',
+]  # fmt: skip
 
 
 def parameters(cfg) -> int:

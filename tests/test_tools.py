@@ -13,6 +13,8 @@ import torch
 from conftest import CONFIGS, ROOT, build
 from mmengine.config import Config
 
+from bdd_seg.engine import load_config
+
 TRAIN, TEST = ROOT / 'tools/train.py', ROOT / 'tools/test.py'
 MMSEG_TOOLS = Path(mmseg.__file__).parent / '.mim/tools'
 
@@ -138,34 +140,22 @@ def test_two_processes_train_one_student(tiny_configs, tmp_path):
     assert checkpoint.keys() == build(tiny_configs['student']).state_dict().keys()
 
 
-def test_a_new_pair_from_mmsegs_own_configs(scenes, tmp_path):
-    """The README's lines for a pair that ships no config of ours, made small."""
-    teacher = tmp_path / 'teacher.py'
-    teacher.write_text(
-        "_base_ = 'mmseg::deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py'\n"
-        'model = dict(pretrained=None, backbone=dict(base_channels=4, stem_channels=4), '
-        'decode_head=dict(in_channels=32, channels=8), auxiliary_head=dict(in_channels=16, channels=8))'
-    )
-    torch.save(build(teacher).state_dict(), tmp_path / 'teacher.pth')
-    pair = tmp_path / 'pair.py'
-    pair.write_text(
-        "_base_ = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'\n"
-        "custom_imports = dict(imports=['bdd_seg'])\n"
-        "model = dict(type='SegDistiller', "
-        f'teacher=dict(config={str(teacher)!r}, checkpoint={str(tmp_path / "teacher.pth")!r}), '
-        "distill_losses=[dict(type='BDDLoss')])"
-    )
-    options = [
-        'model.pretrained=None', 'model.backbone.base_channels=4', 'model.backbone.stem_channels=4',
-        'model.decode_head.in_channels=32', 'model.decode_head.channels=8', 'model.auxiliary_head.in_channels=16',
-        'model.auxiliary_head.channels=8', 'model.data_preprocessor.size=(32,64)', 'train_cfg.max_iters=2',
-        'train_dataloader.dataset.pipeline.2.scale=(96,48)', 'train_dataloader.dataset.pipeline.3.crop_size=(32,64)',
-        'test_dataloader.dataset.pipeline.1.scale=(96,48)', 'val_dataloader.dataset.pipeline.1.scale=(96,48)',
-        f'train_dataloader.dataset.data_root={scenes}', f'val_dataloader.dataset.data_root={scenes}',
-        'default_hooks.logger.interval=1',
-    ]  # fmt: skip
-    train(pair, tmp_path / 'run', '--cfg-options', *options)
+def test_a_new_pair_as_the_readme_writes_it(scenes, tmp_path):
+    """The README's config for a pair that ships none of ours, with a smaller teacher and crop."""
+    text = re.search(r'```python\n(# my_pair.py.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
+    text = text.replace('_r101', '_r18')
+    teacher = build(load_config(re.search(r"config='(mmseg::.*?)'", text)[1]), pretrained=None)
+    torch.save(teacher.state_dict(), tmp_path / 'teacher.pth')
+    (tmp_path / 'my_pair.py').write_text(text.replace('deeplabv3_r18.pth', str(tmp_path / 'teacher.pth')))
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    options = [f'{loader}.dataset.data_root={scenes}' for loader in loaders]
+    options += ['model.pretrained=None', 'model.data_preprocessor.size=(32,64)', 'train_cfg.max_iters=2']
+    options += [f'{loader}.dataset.pipeline.1.scale=(96,48)' for loader in loaders[1:]]
+    options += ['train_dataloader.dataset.pipeline.2.scale=(96,48)', 'default_hooks.logger.interval=1']
+    options += ['train_dataloader.dataset.pipeline.3.crop_size=(32,64)']
+    train(tmp_path / 'my_pair.py', tmp_path / 'run', '--cfg-options', *options)
     assert [record['distill.loss_bdd'] > 0 for record in logged(tmp_path / 'run')] == [True, True]
+    assert len(text.splitlines()) <= 10
 
 
 def complaint(monkeypatch, tool, *arguments) -> str:

@@ -138,12 +138,12 @@ def print_table(rows: list[tuple[Run, float]], seed: int, seconds: float) -> Non
     table.align['model'] = 'l'
     for run, miou in rows:
         parameters, flops = complexity(run)
-        table.add_row(
-            [run.name, f'{parameters:.2f}', f'{flops:.2f}', f'{miou:.2f}', f'{seconds_per_iteration(run):.3f}']
-        )
+        numbers = f'{parameters:.2f}', f'{flops:.2f}', f'{miou:.2f}', f'{seconds_per_iteration(run):.3f}'
+        table.add_row([run.name, *numbers])
     gain = rows[2][1] - rows[1][1]
-    print(f'\n{table}\nsynthetic scenes {INPUT_SHAPE[1]}x{INPUT_SHAPE[2]}, seed {seed}, '
-          f'distilled against alone: {gain:+.2f} mIoU, {seconds / 60:.1f} minutes in all')  # fmt: skip
+    print(f'\n{table}')
+    print(f'synthetic scenes {INPUT_SHAPE[1]}x{INPUT_SHAPE[2]}, seed {seed}; distilled against alone: '
+          f'{gain:+.2f} mIoU; {seconds / 60:.1f} minutes')  # fmt: skip
 
 
 def command(tool: Path, *arguments: object, log: Path | None = None) -> None:
@@ -153,11 +153,7 @@ def command(tool: Path, *arguments: object, log: Path | None = None) -> None:
         ConfigError: The tool failed.
     """
     line = [sys.executable, str(tool), *map(str, arguments)]
-    if log is None:
-        code = subprocess.run(line).returncode
-    else:
-        code = show_progress(line, log)
-    if code:
+    if subprocess.run(line).returncode if log is None else show_progress(line, log):
         raise ConfigError(f'tools/{tool.name} failed{f"; see {log}" if log else ""}')
 
 

@@ -96,7 +96,8 @@ class FrozenTeacher:
             Name → output tensor, without gradient.
         """
         assert self.model is not None, 'build() comes first'
-        self.model.to(inputs.device)
+        if next(self.model.parameters()).device != inputs.device:
+            self.model.to(inputs.device)
         with torch.no_grad(), Tap(self.model, self._taps) as outputs:
             if self._student_preprocessor is not None:
                 inputs = renormalise(inputs, self._student_preprocessor, self.model.data_preprocessor)
@@ -132,7 +133,8 @@ class FrozenTeacher:
         ]
         raise ConfigError(
             f'the teacher ({self._where()}) was trained for other classes than the data set has: '
-            f'{len(self._class_names)} against {len(expected)}, first differences {"; ".join(differing[:3])}. '
+            f'{len(self._class_names)} against {len(expected)}, first differences '
+            f'{"; ".join(differing[:3])}. '
             'If they only have other names, set teacher.check_class_names=False'
         )
 
@@ -218,7 +220,12 @@ def _same_input(source: nn.Module, target: nn.Module) -> bool:
 
 def _load_weights(model: BaseSegmentor, checkpoint: str, teacher: str) -> tuple[str, ...] | None:
     """Load strictly but for heads a teacher does not use; return the class names the checkpoint gives."""
-    content = load_checkpoint(checkpoint)
+    try:
+        content = load_checkpoint(checkpoint)
+    except ConfigError as error:
+        raise ConfigError(
+            f'teacher ({teacher}): {error}. To train one yourself: python tools/train.py {teacher}'
+        ) from error
     weights = content.get('state_dict', content)
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     weights = {key: value for key, value in weights.items() if not key.startswith(f'{_UNUSED}.')}

@@ -31,7 +31,7 @@ def load_checkpoint(source: str) -> dict[str, Any]:
     """
     path = _download(source) if urlparse(source).scheme in ('http', 'https') else Path(source).expanduser()
     if not path.is_file():
-        raise ConfigError(f'checkpoint {source!r} does not exist')
+        raise ConfigError(f'checkpoint {source!r} does not exist; give a file or an http(s) URL')
     try:
         with torch.serialization.safe_globals(_runner_types()):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
@@ -85,7 +85,7 @@ def _download(url: str) -> Path:
 def _runner_types() -> list[Any]:
     reconstruct = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
-    dtypes = [type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'uint32', 'float32', 'float64')]
+    dtypes = [type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['Float']]
     return [
         np.ndarray,
         np.dtype,

@@ -10,8 +10,9 @@ from bdd_seg.engine import load_checkpoint
 from bdd_seg.errors import ConfigError
 
 
-def test_reads_what_a_runner_saves(tmp_path):
-    hub = MessageHub.get_instance('test_checkpoint')
+@pytest.mark.parametrize('zipped', [True, False], ids=['today', 'before torch 1.6'])
+def test_reads_what_a_runner_saves(tmp_path, zipped):
+    hub = MessageHub.get_instance(f'test_checkpoint_{zipped}')
     hub.update_scalar('train/loss', 1.5)
     hub.update_scalar('train/loss', 2.5)
     content = {
@@ -20,7 +21,7 @@ def test_reads_what_a_runner_saves(tmp_path):
         'message_hub': hub.state_dict(),
         'array': np.arange(4, dtype=np.float32),
     }
-    torch.save(content, tmp_path / 'runner.pth')
+    torch.save(content, tmp_path / 'runner.pth', _use_new_zipfile_serialization=zipped)
     read = load_checkpoint(str(tmp_path / 'runner.pth'))
     assert torch.equal(read['state_dict']['weight'], torch.arange(3.0))
     assert read['meta'] == content['meta']
