@@ -7,15 +7,15 @@ BIN := $(VENV)/bin
 help:
 	@echo 'make demo   distil a small PSPNet on generated street scenes, about 10 minutes on 2 CPU cores'
 	@echo 'make test   lint and tests'
-	@echo 'make clean  remove the environment, generated data and results'
+	@echo 'make clean  remove the environment, the generated scenes and the results of the demo'
 
 # The stamp is younger than what it was made from only when the installation went through.
 $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12) and \
-	  f"error: Python 3.10 to 3.12 is needed, {sys.executable} is {sys.version.split()[0]}. \
-	  Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	"error: Python 3.10 to 3.12 is needed. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mmseg,dev]'
+	@echo '== Installing into $(VENV)'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[mmseg,dev]'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -28,4 +28,4 @@ test: $(VENV)/.installed
 	$(BIN)/pytest --cov=bdd_seg --cov-report=term
 
 clean:
-	rm -rf $(VENV) data/street_scenes work_dirs
+	rm -rf $(VENV) data/street_scenes work_dirs/demo
