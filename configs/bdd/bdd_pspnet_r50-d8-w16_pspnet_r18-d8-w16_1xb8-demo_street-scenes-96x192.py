@@ -3,5 +3,5 @@ model = dict(
     type='SegDistiller',
     teacher=dict(
         config='{{ fileDirname }}/../pspnet/pspnet_r50-d8-w16_1xb8-demo_street-scenes-96x192.py',
-        checkpoint='work_dirs/demo/teacher/iter_900.pth'),
+        checkpoint='work_dirs/demo/teacher/iter_800.pth'),
     distill_losses=[dict(type='BDDLoss')])
