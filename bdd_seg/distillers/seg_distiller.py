@@ -113,7 +113,7 @@ class SegDistiller(EncoderDecoder):
 
 @MODELS.register_module()
 class CascadeSegDistiller(SegDistiller, CascadeEncoderDecoder):
-    """A :class:`SegDistiller` whose student is a ``CascadeEncoderDecoder``, such as OCRNet or PointRend."""
+    """A :class:`SegDistiller` whose student is a ``CascadeEncoderDecoder``, such as OCRNet."""
 
 
 def _last(head: nn.Module) -> nn.Module:

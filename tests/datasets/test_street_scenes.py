@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from bdd_seg.datasets import street_scenes
 from bdd_seg.datasets.street_scenes import (
     CLASSES,
+    GENERATOR_VERSION,
     IGNORED,
     MANIFEST,
     PALETTE,
@@ -24,13 +24,15 @@ from bdd_seg.datasets.street_scenes import (
     SKY,
     colour_labels,
     contact_sheet,
+    dataset,
     draw_scene,
     scene_paths,
     scene_rng,
     write_dataset,
 )
+from bdd_seg.datasets.street_scenes.dataset import write_whole
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'make_street_scenes.py'
+TOOL = Path(__file__).parents[2] / 'tools' / 'make_street_scenes.py'
 SMALL = {'height': 48, 'width': 96}
 
 
@@ -124,7 +126,7 @@ def test_layout_names_and_colours_on_disk(tmp_path):
     on_disk = cv2.imread(str(image_path), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(on_disk[..., ::-1], image)
     np.testing.assert_array_equal(cv2.imread(str(labels_path), cv2.IMREAD_UNCHANGED), labels)
-    settings = {'version': street_scenes.GENERATOR_VERSION, 'seed': 7, 'height': 48, 'width': 96}
+    settings = {'version': GENERATOR_VERSION, 'seed': 7, 'height': 48, 'width': 96}
     assert json.loads((tmp_path / MANIFEST).read_text()) == settings
 
 
@@ -170,9 +172,9 @@ def test_a_write_that_fails_leaves_neither_the_file_nor_a_temporary_one(tmp_path
     def fail(*_: object) -> None:
         raise OSError('disk full')
 
-    monkeypatch.setattr(street_scenes.os, 'replace', fail)
+    monkeypatch.setattr(os, 'replace', fail)
     with pytest.raises(OSError, match='disk full'):
-        street_scenes.write_whole(tmp_path / 'file', b'data')
+        write_whole(tmp_path / 'file', b'data')
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,7 +190,7 @@ def test_a_folder_with_other_scenes_is_refused_untouched(tmp_path, change):
 
 def test_a_folder_of_another_generator_version_is_refused(tmp_path, monkeypatch):
     write_dataset(tmp_path, 1, 0, **SMALL)
-    monkeypatch.setattr(street_scenes, 'GENERATOR_VERSION', street_scenes.GENERATOR_VERSION + 1)
+    monkeypatch.setattr(dataset, 'GENERATOR_VERSION', GENERATOR_VERSION + 1)
     with pytest.raises(FileExistsError, match="'version'"):
         write_dataset(tmp_path, 1, 0, **SMALL)
 
