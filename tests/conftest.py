@@ -63,6 +63,7 @@ def tiny_configs(tmp_path_factory, scenes) -> dict[str, Path]:
     for kind, name in NAMES.items():
         model = {key: dict(value) for key, value in WIDTH.items()}
         expansion = 4 if kind == 'teacher' else 1
+        model['decode_head']['channels'] = 16 if kind == 'teacher' else 8
         model['decode_head']['in_channels'] = 32 * expansion
         model['auxiliary_head']['in_channels'] = 16 * expansion
         if kind == 'distilled':

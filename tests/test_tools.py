@@ -13,7 +13,7 @@ import torch
 from conftest import CONFIGS, ROOT, build
 from mmengine.config import Config
 
-from bdd_seg.engine import load_config
+from bdd_seg.engine import load_checkpoint, load_config
 
 TRAIN, TEST = ROOT / 'tools/train.py', ROOT / 'tools/test.py'
 MMSEG_TOOLS = Path(mmseg.__file__).parent / '.mim/tools'
@@ -71,7 +71,7 @@ def test_an_untrained_teacher_is_warned_about_once(trained):
 
 def test_a_checkpoint_is_a_plain_students(trained, tiny_configs):
     student = build(tiny_configs['student'])
-    student.load_state_dict(weights(trained / 'iter_6.pth'), strict=True)
+    student.load_state_dict(load_checkpoint(trained / 'iter_6.pth')['state_dict'], strict=True)
 
 
 def test_both_configs_evaluate_alike(trained, tiny_configs, tmp_path):
@@ -204,6 +204,17 @@ def test_wrong_arguments_end_in_one_line(monkeypatch, tiny_configs, tmp_path):
     )
     amp = ['--amp', '--cfg-options', 'optim_wrapper.type=OptimWrapperDict', '--work-dir', tmp_path]
     assert '--amp needs' in complaint(monkeypatch, TRAIN, tiny_configs['student'], *amp)
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'demo.py', 'make_street_scenes.py'])
+def test_a_python_without_mmseg_is_told_what_to_install(tool):
+    done = subprocess.run(
+        [sys.executable, '-S', ROOT / 'tools' / tool, '--help'], capture_output=True, text=True,
+        env={'PYTHONPATH': str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert 'ImportError: mmseg is not installed' in done.stderr
+    assert done.stderr.rstrip().endswith('pip install -c constraints.txt -e ".[mmseg]"')
 
 
 def flags(monkeypatch, capsys, tool: Path) -> set[str]:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import bdd_seg  # noqa: F401  first: it says what an installation lacks
+
+# isort: split
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm

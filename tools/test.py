@@ -5,6 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+import bdd_seg  # noqa: F401  first: it says what an installation lacks
+
+# isort: split
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 

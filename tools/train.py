@@ -5,6 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+import bdd_seg  # noqa: F401  first: it says what an installation lacks
+
+# isort: split
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.runner import Runner
@@ -45,9 +48,9 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config)
     cfg.launcher = args.launcher
-    cfg.resume = args.resume
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    cfg.resume = args.resume
     if args.work_dir is not None or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or f'./work_dirs/{Path(args.config).stem}'
     if args.amp:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from mmengine.logging import MessageHub
 from mmseg.models import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList
@@ -30,7 +29,8 @@ class SegDistiller(EncoderDecoder):
         **segmentor: Arguments of the student's own class.
 
     Raises:
-        ConfigError: No loss, two of one name, or a loss that cannot be built.
+        ConfigError: No loss, two of one name, or one that cannot be built, has no ``loss_name`` that
+            contains ``loss``, or holds weights.
     """
 
     def __init__(self, *args: Any, teacher: dict, distill_losses: list[dict], **segmentor: Any) -> None:
@@ -50,14 +50,7 @@ class SegDistiller(EncoderDecoder):
                 self.distill_losses.append(MODELS.build(config))
             except (KeyError, TypeError, ValueError) as error:
                 raise ConfigError(f'distill_losses[{i}] cannot be built: {error}') from error
-        self._class_names_checked = False
-        names = [loss.loss_name for loss in self.distill_losses]
-        if not names:
-            raise ConfigError(
-                'distill_losses is empty: give it at least one loss, such as dict(type="BDDLoss")'
-            )
-        if len(set(names)) < len(names):
-            raise ConfigError(f'each of distill_losses needs a loss_name of its own, got {names}')
+        self._check_losses()
 
     def init_weights(self) -> None:
         """Initialise the student as it would be alone, then build the teacher."""
@@ -77,7 +70,7 @@ class SegDistiller(EncoderDecoder):
         """
         if self.teacher.model is None:
             self._build_teacher()
-        self._check_class_names()
+        self.teacher.check_data()
         with Tap(self, [student_tap for student_tap, _ in self._taps]) as student_outputs:
             losses = super().loss(inputs, data_samples)
         teacher_outputs = self.teacher(inputs)
@@ -97,18 +90,27 @@ class SegDistiller(EncoderDecoder):
             )
         return losses
 
+    def _check_losses(self) -> None:
+        if not self.distill_losses:
+            raise ConfigError(
+                'distill_losses is empty: give it at least one loss, such as dict(type="BDDLoss")'
+            )
+        names = [getattr(loss, 'loss_name', None) for loss in self.distill_losses]
+        for loss, name in zip(self.distill_losses, names, strict=True):
+            kind = type(loss).__name__
+            if name is None or 'loss' not in name:
+                raise ConfigError(
+                    f"{kind} needs a loss_name that contains 'loss', or mmengine leaves it out of the total; "
+                    f'got {name!r}'
+                )
+            if loss.state_dict():
+                raise ConfigError(f"{kind} holds weights, which would get into the student's checkpoints")
+        if len(set(names)) < len(names):
+            raise ConfigError(f'each of distill_losses needs a loss_name of its own, got {names}')
+
     def _build_teacher(self) -> None:
         Tap(self, [student_tap for student_tap, _ in self._taps])  # raises where a name is wrong
         self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
-
-    def _check_class_names(self) -> None:
-        """Once, on the first batch: only then has the Runner told what the training data is."""
-        if self._class_names_checked:
-            return
-        self._class_names_checked = True
-        dataset_meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
-        if 'classes' in dataset_meta:
-            self.teacher.require_class_names(dataset_meta['classes'])
 
 
 @MODELS.register_module()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmseg.models import BaseSegmentor
@@ -39,7 +39,9 @@ class FrozenTeacher:
             Switch off where the same classes merely have other names.
     """
 
-    def __init__(self, config: str | Path | dict, checkpoint: str, check_class_names: bool = True) -> None:
+    def __init__(
+        self, config: str | Path | dict, checkpoint: str | Path, check_class_names: bool = True
+    ) -> None:
         self.config = config
         self.checkpoint = checkpoint
         self.check_class_names = check_class_names
@@ -47,8 +49,9 @@ class FrozenTeacher:
         self.logits_tap = ''
         self._taps: list[str] = []
         self._class_names: tuple[str, ...] | None = None
+        self._data_checked = False
         self._student_preprocessor: nn.Module | None = None
-        self._watch: _GuessWatch | None = None
+        self._watch: _GuessWatch | None = None  # None again once it has seen its batches
 
     def __getstate__(self) -> dict[str, Any]:
         settings = FrozenTeacher(self.config, self.checkpoint, self.check_class_names)
@@ -84,21 +87,27 @@ class FrozenTeacher:
         same_input = _same_input(student.data_preprocessor, model.data_preprocessor)
         self._student_preprocessor = None if same_input else student.data_preprocessor
         self._watch = _GuessWatch(self._where())
+        self._data_checked = False
 
     def __call__(self, inputs: Tensor) -> dict[str, Tensor]:
         """Outputs of the tapped modules, and the logits.
 
         Args:
             inputs: (N, 3, H, W) images as the student receives them. They are normalised anew where the
-                teacher was trained with another normalisation. The teacher follows them to their device.
+                teacher was trained with another normalisation. The teacher follows them to their device
+                and dtype.
 
         Returns:
             Name → output tensor, without gradient.
         """
         assert self.model is not None, 'build() comes first'
-        if next(self.model.parameters()).device != inputs.device:
-            self.model.to(inputs.device)
-        with torch.no_grad(), Tap(self.model, self._taps) as outputs:
+        weight = next(self.model.parameters())
+        if (weight.device, weight.dtype) != (inputs.device, inputs.dtype):
+            self.model.to(inputs.device, inputs.dtype)
+        # SegNeXt's head draws random numbers even in eval mode: let them be the same ones each time,
+        # and leave the student's alone.
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), Tap(self.model, self._taps) as outputs:
+            torch.default_generator.manual_seed(0)
             if self._student_preprocessor is not None:
                 inputs = renormalise(inputs, self._student_preprocessor, self.model.data_preprocessor)
             self.model(inputs, mode='tensor')
@@ -115,16 +124,27 @@ class FrozenTeacher:
         Returns:
             The accuracy in percent, shape (1,).
         """
-        assert self._watch is not None, 'build() comes first'
         label = resize(seg_label[:, None].float(), logits.shape[2:], mode='nearest')[:, 0].long()
         result = accuracy(logits, label, ignore_index=ignore_index)
-        self._watch.update(result, label, ignore_index)
+        if self._watch is not None:
+            self._watch.update(result, label[label != ignore_index], logits.shape[1])
+            self._watch = None if self._watch.done else self._watch
         return result
 
-    def require_class_names(self, class_names: Iterable[str]) -> None:
-        """Raise ``ConfigError`` where the checkpoint names other classes than the student's data set."""
-        expected = tuple(class_names)
-        if not self.check_class_names or self._class_names in (None, expected):
+    def check_data(self) -> None:
+        """Compare class names with the training data's; called on each batch, does so on the first.
+
+        Only then has the Runner told what the training data is.
+
+        Raises:
+            ConfigError: The checkpoint names other classes than the student's data set.
+        """
+        if self._data_checked:
+            return
+        self._data_checked = True
+        dataset_meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
+        expected = tuple(dataset_meta.get('classes') or ())
+        if not expected or not self.check_class_names or self._class_names in (None, expected):
             return
         differing = [
             f'{i}: {theirs!r} against {ours!r}'
@@ -143,7 +163,7 @@ class FrozenTeacher:
         model = config.get('model', config)
         if 'type' not in model:
             raise ConfigError(f'teacher config {self._where()} has no model')
-        return {key: value for key, value in model.items() if key not in (_UNUSED, 'pretrained')}
+        return {key: value for key, value in model.items() if key != _UNUSED}
 
     def _where(self) -> str:
         return 'config given as a dict' if isinstance(self.config, dict) else str(self.config)
@@ -158,19 +178,22 @@ class _GuessWatch:
     def __init__(self, teacher: str) -> None:
         self._teacher = teacher
         self._accuracies: list[Tensor] = []
-        self._histogram = torch.zeros(256, dtype=torch.long)
+        self._histograms: list[Tensor] = []
 
-    def update(self, accuracy: Tensor, label: Tensor, ignore_index: int) -> None:
-        if len(self._accuracies) >= self.BATCHES:
-            return
+    @property
+    def done(self) -> bool:
+        return len(self._accuracies) == self.BATCHES
+
+    def update(self, accuracy: Tensor, labels: Tensor, num_classes: int) -> None:
         self._accuracies.append(accuracy)
-        self._histogram += torch.bincount(label[label != ignore_index], minlength=256).cpu()
-        if len(self._accuracies) == self.BATCHES:
+        self._histograms.append(torch.bincount(labels, minlength=num_classes))
+        if self.done:
             self._judge()
 
     def _judge(self) -> None:
         accuracy = torch.cat(self._accuracies).mean().item()
-        guessing = 100 * (self._histogram.max() / self._histogram.sum().clamp(min=1)).item()
+        histogram = torch.stack(self._histograms).sum(0)
+        guessing = 100 * (histogram.max() / histogram.sum().clamp(min=1)).item()
         if accuracy < guessing + self.MIN_SKILL * (100 - guessing):
             print_log(
                 f'{"!" * 80}\nThe teacher ({self._teacher}) is hardly better than guessing: it labels '
@@ -218,15 +241,19 @@ def _same_input(source: nn.Module, target: nn.Module) -> bool:
     )
 
 
-def _load_weights(model: BaseSegmentor, checkpoint: str, teacher: str) -> tuple[str, ...] | None:
+def _load_weights(model: BaseSegmentor, checkpoint: str | Path, teacher: str) -> tuple[str, ...] | None:
     """Load strictly but for heads a teacher does not use; return the class names the checkpoint gives."""
     try:
         content = load_checkpoint(checkpoint)
     except ConfigError as error:
-        raise ConfigError(
-            f'teacher ({teacher}): {error}. To train one yourself: python tools/train.py {teacher}'
-        ) from error
+        raise ConfigError(f'teacher ({teacher}): {error}') from error
     weights = content.get('state_dict', content)
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
+        raise ConfigError(
+            f'teacher ({teacher}): checkpoint {str(checkpoint)!r} holds no dict of named tensors'
+        )
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     weights = {key: value for key, value in weights.items() if not key.startswith(f'{_UNUSED}.')}
     own = model.state_dict()
@@ -239,7 +266,9 @@ def _load_weights(model: BaseSegmentor, checkpoint: str, teacher: str) -> tuple[
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         if not misshapen:
-            raise ConfigError(f'checkpoint {checkpoint!r} does not fit teacher {teacher}: {error}') from error
+            raise ConfigError(
+                f'checkpoint {str(checkpoint)!r} does not fit the teacher ({teacher}): {error}'
+            ) from error
         missing = [key for key in own if key not in weights]
         unexpected = [key for key in weights if key not in own]
     problems = {'missing': missing, 'unexpected': unexpected, 'of another shape': sorted(misshapen)}
@@ -250,7 +279,7 @@ def _load_weights(model: BaseSegmentor, checkpoint: str, teacher: str) -> tuple[
             if keys
         )
         raise ConfigError(
-            f'checkpoint {checkpoint!r} does not fit the teacher ({teacher}): {listed}. '
+            f'checkpoint {str(checkpoint)!r} does not fit the teacher ({teacher}): {listed}. '
             'Use the config that the checkpoint was trained with'
         )
     meta = content.get('meta') or {}

@@ -2,19 +2,20 @@
 
 import os
 import pickle
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer
 
 from bdd_seg.errors import ConfigError
 
 
-def load_checkpoint(source: str) -> dict[str, Any]:
+def load_checkpoint(source: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, with ``weights_only=True``.
 
     Besides tensors and plain containers, the types that mmengine's Runner puts into its checkpoints are
@@ -29,9 +30,12 @@ def load_checkpoint(source: str) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, cannot be downloaded, is damaged, or holds more than data.
     """
+    source = str(source)
     path = _download(source) if urlparse(source).scheme in ('http', 'https') else Path(source).expanduser()
     if not path.is_file():
-        raise ConfigError(f'checkpoint {source!r} does not exist; give a file or an http(s) URL')
+        raise ConfigError(
+            f'checkpoint {source!r} does not exist. Give a file or an http(s) URL, or train that model first'
+        )
     try:
         with torch.serialization.safe_globals(_runner_types()):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
@@ -63,21 +67,21 @@ def _damaged(source: str, path: Path, reason: str) -> str:
 
 
 def _download(url: str) -> Path:
-    """Fetch ``url`` into torch's hub cache, on one process at a time, and return the file's path."""
+    """Fetch ``url`` into torch's hub cache, by one process of each machine, and return the file's path."""
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     path = folder / os.path.basename(urlparse(url).path)
-    failure = ''
-    if is_main_process() and not path.exists():
+    failure = 'the first process of this machine says why'
+    if os.environ.get('LOCAL_RANK', '0') == '0' and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path))  # writes beside it and moves: whole or not at all
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             failure = str(error)
     barrier()
     if not path.exists():
         raise ConfigError(
-            f'checkpoint {url!r} cannot be downloaded ({failure or "see the first process"}). Where there is '
-            f'no network, put the file at {path}'
+            f'checkpoint {url!r} cannot be downloaded ({failure}). Where there is no network, '
+            f'put the file at {path}'
         )
     return path
 

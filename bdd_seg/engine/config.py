@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import mmseg
 from mmengine.config import Config
@@ -46,25 +47,32 @@ def check_datasets(cfg: Config, *dataloaders: str) -> None:
         ConfigError: A folder is missing, holds no image, or the first image has no label map.
     """
     for key in dataloaders:
-        settings = (cfg.get(key) or {}).get('dataset')
-        if settings is None or not _is_seg_dataset(settings.type):
-            continue  # wrappers of data sets, and other kinds of them, check themselves
+        if cfg.get(key) is not None:
+            _check_dataset(cfg[key].dataset, f'{key}.dataset')
+
+
+def _check_dataset(settings: dict[str, Any], where: str) -> None:
+    for wrapped in ('dataset', 'datasets'):  # RepeatDataset and MultiImageMixDataset, ConcatDataset
+        for inner in _as_list(settings.get(wrapped, [])):
+            _check_dataset(inner, f'{where}.{wrapped}')
+    kind = DATASETS.get(settings['type']) if isinstance(settings.get('type'), str) else None
+    if kind is None or not issubclass(kind, BaseSegDataset):
+        return
+    advice = f'put the data set there, or pass --cfg-options {where}.data_root=FOLDER'
+    try:
         dataset = DATASETS.build({**settings, 'lazy_init': True, 'pipeline': []})
-        advice = f'put the data set there, or pass --cfg-options {key}.dataset.data_root=FOLDER'
-        images = dataset.data_prefix.get('img_path')
-        try:
-            samples = dataset.load_data_list()
-        except FileNotFoundError as error:
-            raise ConfigError(f'{key}: folder {str(images)!r} does not exist; {advice}') from error
-        if not samples:
-            raise ConfigError(
-                f'{key}: no image ending in {dataset.img_suffix!r} in {str(images)!r}; {advice}'
-            )
-        label = samples[0].get('seg_map_path')
-        if label is not None and not exists(label, backend_args=dataset.backend_args):
-            raise ConfigError(f'{key}: image {samples[0]["img_path"]!r} has no label map {label!r}')
+        samples = dataset.load_data_list()
+    except (OSError, AssertionError, TypeError) as error:  # mmseg's data sets assert that files are there
+        missing = getattr(error, 'filename', None)
+        problem = f'folder {str(missing)!r} does not exist' if missing else f'cannot be read ({error!r})'
+        raise ConfigError(f'{where}: {problem}; {advice}') from error
+    images = dataset.data_prefix.get('img_path')
+    if not samples:
+        raise ConfigError(f'{where}: no image ending in {dataset.img_suffix!r} in {str(images)!r}; {advice}')
+    label = samples[0].get('seg_map_path')
+    if label is not None and not exists(label, backend_args=dataset.backend_args):
+        raise ConfigError(f'{where}: image {samples[0]["img_path"]!r} has no label map {label!r}')
 
 
-def _is_seg_dataset(kind: str | type) -> bool:
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
-    return cls is not None and issubclass(cls, BaseSegDataset)
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]

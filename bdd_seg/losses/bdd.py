@@ -15,7 +15,8 @@ class BDDLoss(nn.Module):
     channel domain and classical knowledge distillation in the pixel domain.
 
     Args:
-        domain: What a distribution runs over, ``'channel'`` or ``'pixel'``.
+        domain: What a distribution runs over, ``'channel'`` or ``'pixel'``. The latter is 0 for binary
+            heads with a single output channel.
         tau_forward: Temperature of KL(teacher‖student), > 0.
         tau_reverse: Temperature of KL(student‖teacher), > 0.
         forward_weight: Weight of KL(teacher‖student).
@@ -23,11 +24,10 @@ class BDDLoss(nn.Module):
         loss_weight: Weight of the whole.
         mask_ignored: Whether to leave out pixels labelled ``ignore_index``.
         ignore_index: The label of ignored pixels.
-        loss_name: Name in the log, after the prefix ``distill.``. Must contain ``loss`` for mmengine to
-            add it to the total.
+        loss_name: Name in the log, after the prefix ``distill.``. Must contain ``loss``.
 
     Raises:
-        ValueError: An unknown domain, a temperature that is not positive, or a name without ``loss``.
+        ValueError: An unknown domain, or a temperature that is not positive.
     """
 
     def __init__(
@@ -44,8 +44,6 @@ class BDDLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_settings(domain, tau_forward, tau_reverse)
-        if 'loss' not in loss_name:
-            raise ValueError(f"loss_name must contain 'loss', or mmengine leaves it out; got {loss_name!r}")
         self.domain = domain
         self.tau_forward = tau_forward
         self.tau_reverse = tau_reverse

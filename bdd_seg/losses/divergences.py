@@ -50,7 +50,8 @@ def balance_divergence(
     tensor of the student's size is kept for the backward pass, and no softmax.
 
     Args:
-        student_logits: (N, C, H, W), any floating dtype and memory format. Receives the gradient.
+        student_logits: (N, C, H, W), finite, of any floating dtype and memory format. Receives the
+            gradient.
         teacher_logits: (N, C, H, W), the same shape. Treated as a constant.
         domain: What a distribution runs over: ``'pixel'`` (the C classes of one position) or
             ``'channel'`` (the H·W positions of one class).
@@ -95,18 +96,17 @@ class _BalanceDivergence(torch.autograd.Function):
             mask = mask.flatten(1).unsqueeze(1)  # (N, 1, H·W)
         total = torch.zeros((), dtype=torch.float64, device=student.device)
         gradient = torch.empty_like(student, dtype=dtype) if ctx.needs_input_grad[0] else None
-        with torch.autocast(student.device.type, enabled=False):
-            for block in _blocks(student.shape, dim, _BLOCK.get(student.device.type, _BLOCK_ACCELERATOR)):
-                excluded = None if mask is None else ~mask[block[0], :, block[2]]
-                value, slope = _divergence(
-                    _read(student[block], excluded, dtype), _read(teacher[block], excluded, dtype), dim, terms
-                )
-                total += value
-                if gradient is not None:
-                    gradient[block] = slope
-            count = _count_distributions(student.shape, dim, mask)
+        for block in _blocks(student.shape, dim, _BLOCK.get(student.device.type, _BLOCK_ACCELERATOR)):
+            excluded = None if mask is None else ~mask[block[0], :, block[2]]
+            value, slope = _divergence(
+                _read(student[block], excluded, dtype), _read(teacher[block], excluded, dtype), dim, terms
+            )
+            total += value
             if gradient is not None:
-                gradient /= count
+                gradient[block] = slope
+        count = _count_distributions(student.shape, dim, mask)
+        if gradient is not None:
+            gradient /= count
         ctx.save_for_backward(gradient)
         ctx.shape, ctx.dtype = student_logits.shape, student_logits.dtype
         return (total / count).to(dtype)
@@ -130,7 +130,7 @@ def _divergence(
         p, q, log_ratio = _softened(student, teacher, dim, tau)
         # q − p without cancellation where the two are close.
         gap = torch.where(log_ratio.abs() < 1, p * torch.expm1(log_ratio.clamp(-1, 1)), q - p)
-        # Adding Σ(q − p) = 0 makes each summand ≥ 0, so that small divergences keep their digits.
+        # Adding Σ(q − p) = 0 makes each summand ≥ 0: a small divergence is no difference of large sums.
         forward_kl = (gap - p * log_ratio).sum(dim, keepdim=True)
         reverse_kl = (q * log_ratio - gap).sum(dim, keepdim=True)
         value += tau**2 * (
@@ -196,8 +196,8 @@ def _check_tensors(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor 
             raise ValueError(f'{name} must be (N, C, H, W), got shape {tuple(logits.shape)}')
     if student_logits.shape[1] != teacher_logits.shape[1]:
         raise ValueError(
-            f'student and teacher must predict the same classes, got {student_logits.shape[1]} '
-            f'and {teacher_logits.shape[1]} channels'
+            'student and teacher must have the same channels, which for logits are the classes; got '
+            f'{student_logits.shape[1]} and {teacher_logits.shape[1]}'
         )
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(

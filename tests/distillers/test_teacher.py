@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import build
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmseg.models import SegDataPreProcessor
 from torch import nn
 
 from bdd_seg.distillers import FrozenTeacher
 from bdd_seg.distillers.teacher import renormalise
+from bdd_seg.engine import load_checkpoint
 from bdd_seg.errors import ConfigError
 
 LOGITS = 'decode_head.conv_seg'
@@ -192,17 +193,30 @@ def test_numbers_of_classes_must_agree(tiny_configs, student):
         FrozenTeacher(config.to_dict(), str(tiny_configs['checkpoint'])).build(student, [None])
 
 
-def test_class_names_must_agree(rebuilt):
-    new = rebuilt(lambda c: {**c, 'meta': {'dataset_meta': {'classes': ('road', 'car', 'sky')}}})
-    old = rebuilt(lambda c: {**c, 'meta': {'CLASSES': ['road', 'car', 'sky']}})
-    for teacher in (new, old):
-        teacher.require_class_names(['road', 'car', 'sky'])
+@pytest.fixture
+def training_data():
+    """Tell, as a Runner does, what classes the training data has."""
+    hub = MessageHub.get_current_instance()
+    yield lambda *names: hub.update_info('dataset_meta', {'classes': names})
+    hub.pop_info('dataset_meta')
+
+
+def test_class_names_must_agree(rebuilt, training_data):
+    def named(meta, **kwargs):
+        return rebuilt(lambda content: {**content, 'meta': meta}, **kwargs)
+
+    new, old = {'dataset_meta': {'classes': ('road', 'car', 'sky')}}, {'CLASSES': ['road', 'car', 'sky']}
+    training_data('road', 'car', 'sky')
+    for meta in (new, old):
+        named(meta).check_data()
+    training_data('road', 'sky', 'car')
+    for meta in (new, old):
         with pytest.raises(
             ConfigError, match="first differences 1: 'car' against 'sky'; 2: 'sky' against 'car'"
         ):
-            teacher.require_class_names(['road', 'sky', 'car'])
-    rebuilt(lambda c: {**c, 'meta': {'CLASSES': ['a']}}, check_class_names=False).require_class_names(['b'])
-    rebuilt(lambda c: c).require_class_names(['anything'])
+            named(meta).check_data()
+    named(new, check_class_names=False).check_data()
+    named({}).check_data()
 
 
 def preprocess(images, **settings):
@@ -250,18 +264,82 @@ def messages():
     logger.removeHandler(handler)
 
 
-@pytest.mark.parametrize('guesses', [False, True])
-def test_accuracy_and_the_warning_when_guessing(teacher, messages, guesses):
+@pytest.mark.parametrize(
+    'wrong, percent, warned', [((0, 0), 100, False), ((3, 3), 75, False), ((4, 3), 70.8, True)]
+)
+def test_accuracy_and_the_warning_when_guessing(teacher, messages, wrong, percent, warned):
+    """Of three rows of labels that count, two are of the commonest class."""
     label = torch.zeros(2, 16, 16, dtype=torch.long)
-    label[:, :, 12:] = 1
     label[:, :4] = 255
-    predicted = torch.zeros(2, 4, 4, dtype=torch.long) if guesses else label[:, ::4, ::4] % 255
-    logits = torch.nn.functional.one_hot(predicted, 3).permute(0, 3, 1, 2).float()
+    label[:, 12:] = 1
+    predicted = label[:, ::4, ::4] % 255
+    for image, positions in enumerate(wrong):
+        predicted[image, 1, :positions] = 2
+    logits = torch.nn.functional.one_hot(predicted, 300).permute(0, 3, 1, 2).float()
     for _ in range(12):
-        accuracy = teacher.accuracy(logits, label, ignore_index=255)
-        assert accuracy.item() == pytest.approx(75.0 if guesses else 100.0)
+        assert teacher.accuracy(logits, label, ignore_index=255).item() == pytest.approx(percent, abs=0.1)
     warnings = [message for message in messages if 'hardly better than guessing' in message]
-    assert len(warnings) == guesses
-    if guesses:
-        assert '75.0% of the pixels of the first 5 batches' in warnings[0]
-        assert 'commonest class 75.0%' in warnings[0]
+    assert len(warnings) == warned
+    if warned:
+        assert '70.8% of the pixels of the first 5 batches' in warnings[0]
+        assert 'commonest class 66.7%' in warnings[0]
+
+
+def test_follows_the_students_dtype(teacher, batch):
+    logits = teacher(batch[0].double())[LOGITS]
+    assert logits.dtype == torch.float64
+    torch.testing.assert_close(logits.float(), teacher(batch[0])[LOGITS], atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_that_draws_random_numbers_answers_alike(tiny_configs, tmp_path, batch):
+    """SegNeXt's head initialises its matrix factorisation at random, in eval mode too."""
+    head = {
+        'type': 'LightHamHead',
+        'in_channels': [8, 16],
+        'in_index': [0, 1],
+        'channels': 8,
+        'ham_channels': 8,
+    }
+    norm = {'type': 'BN'}
+    config = Config.fromfile(tiny_configs['student'])
+    config.model.backbone.update(norm_cfg=norm)
+    config.model.decode_head = {**head, 'num_classes': 19, 'norm_cfg': norm, 'ham_kwargs': {'MD_R': 4},
+                                'loss_decode': {'type': 'CrossEntropyLoss'}}  # fmt: skip
+    config.model.backbone.base_channels, config.model.backbone.stem_channels = 8, 8
+    config.model.pop('auxiliary_head')
+    torch.save(build(config).state_dict(), tmp_path / 'ham.pth')
+    teacher = FrozenTeacher(config.to_dict(), str(tmp_path / 'ham.pth'))
+    teacher.build(build(tiny_configs['student']), [None])
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = teacher(batch[0])[LOGITS]
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(teacher(batch[0])[LOGITS], first)
+
+
+@pytest.mark.parametrize('content', [{'state_dict': None}, {'epoch': 3}, {1: torch.zeros(1)}])
+def test_dicts_that_are_no_weights(rebuilt, content):
+    with pytest.raises(ConfigError, match='holds no dict of named tensors'):
+        rebuilt(lambda _: content)
+
+
+def test_each_machine_downloads_for_itself(tmp_path, monkeypatch):
+    """The first process of a machine downloads, whatever its global rank; the others wait for it."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    fetched = []
+
+    def fetch(url, path):
+        fetched.append(url)
+        torch.save({'weight': torch.zeros(1)}, path)
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', fetch)
+    monkeypatch.setenv('RANK', '5')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    with pytest.raises(ConfigError, match='the first process of this machine says why'):
+        load_checkpoint('http://127.0.0.1/a.pth')
+    assert fetched == []
+    monkeypatch.setenv('RANK', '4')
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    assert load_checkpoint('http://127.0.0.1/a.pth') == {'weight': torch.zeros(1)}
+    assert fetched == ['http://127.0.0.1/a.pth']

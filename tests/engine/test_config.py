@@ -45,3 +45,24 @@ def test_data_sets_are_looked_at_first(tmp_path, scenes):
     (images / 'a_leftImg8bit.png').write_bytes(b'')
     with pytest.raises(ConfigError, match='a_leftImg8bit.png. has no label map .*a_gtFine_labelTrainIds.png'):
         check_datasets(loader(data_root=str(tmp_path), data_prefix=prefix), 'train_dataloader')
+
+
+@pytest.mark.parametrize(
+    'dataset, expected',
+    [
+        ({'type': 'PascalVOCDataset', 'ann_file': 'train.txt'}, 'train_dataloader.dataset: cannot be read'),
+        (
+            {'type': 'RepeatDataset', 'times': 2, 'dataset': {'type': 'CityscapesDataset'}},
+            'dataset.dataset: folder',
+        ),
+        ({'type': 'ConcatDataset', 'datasets': [{'type': 'CityscapesDataset'}]}, 'dataset.datasets: folder'),
+        ({'type': 'CityscapesDataset', 'data_rot': 'x'}, 'data_rot'),
+    ],
+)
+def test_other_data_sets_too(tmp_path, dataset, expected):
+    missing = {'data_root': str(tmp_path / 'absent'), 'data_prefix': {'img_path': 'images'}}
+    for inner in (dataset.get('dataset', dataset), *dataset.get('datasets', [])):
+        if 'dataset' not in inner and 'datasets' not in inner:
+            inner.update(missing)
+    with pytest.raises(ConfigError, match=expected):
+        check_datasets(Config({'train_dataloader': {'dataset': dataset}}), 'train_dataloader')
