@@ -187,7 +187,7 @@ def complaint(monkeypatch, tool, *arguments) -> str:
             ['train_dataloader.dataset.data_root=/nowhere'],
             "folder '/nowhere/leftImg8bit/train' does not exist",
         ),
-        (['val_dataloader.dataset.data_root=/nowhere'], 'val_dataloader: folder'),
+        (['val_dataloader.dataset.data_root=/nowhere'], 'val_dataloader.dataset: folder'),
         (['train_dataloader.dataset.img_suffix=.jpeg'], "no image ending in '.jpeg'"),
     ],
 )

@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import bdd_seg  # noqa: F401  first: it says what an installation lacks
+
+# isort: split
 import cv2
 
 from bdd_seg.datasets.street_scenes import contact_sheet, draw_scene, scene_rng, write_dataset

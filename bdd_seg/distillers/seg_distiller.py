@@ -55,7 +55,7 @@ class SegDistiller(EncoderDecoder):
     def init_weights(self) -> None:
         """Initialise the student as it would be alone, then build the teacher."""
         super().init_weights()
-        self._build_teacher()
+        self._require_teacher()
 
     def loss(self, inputs: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
         """The student's own losses, untouched, and those against the teacher.
@@ -68,8 +68,7 @@ class SegDistiller(EncoderDecoder):
             mmseg's losses, ``distill.<loss_name>`` for each distillation loss, and the diagnostic
             ``distill.teacher_acc``, the teacher's pixel accuracy on this batch in percent.
         """
-        if self.teacher.model is None:
-            self._build_teacher()
+        self._require_teacher()
         self.teacher.check_data()
         with Tap(self, [student_tap for student_tap, _ in self._taps]) as student_outputs:
             losses = super().loss(inputs, data_samples)
@@ -108,9 +107,10 @@ class SegDistiller(EncoderDecoder):
         if len(set(names)) < len(names):
             raise ConfigError(f'each of distill_losses needs a loss_name of its own, got {names}')
 
-    def _build_teacher(self) -> None:
-        Tap(self, [student_tap for student_tap, _ in self._taps])  # raises where a name is wrong
-        self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
+    def _require_teacher(self) -> None:
+        if self.teacher.model is None:
+            Tap(self, [student_tap for student_tap, _ in self._taps])  # raises where a name is wrong
+            self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
 
 
 @MODELS.register_module()
