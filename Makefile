@@ -25,7 +25,7 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --cov=bdd_seg --cov-report=term
+	$(BIN)/pytest --cov --cov-report=term
 
 clean:
 	rm -rf $(VENV) data/street_scenes work_dirs/demo
