@@ -1,5 +1,6 @@
 """What must be installed, and what mmengine must be told about it."""
 
+import warnings
 from collections.abc import Collection
 from importlib import metadata
 
@@ -33,6 +34,9 @@ def check_environment(installed: Collection[str] | None = None) -> None:
         raise ImportError(f'mmseg is not installed. In the folder of bdd_seg:\n  {_INSTALL}')
     if 'onedl-mmsegmentation' in installed:
         _map_mmseg_configs()
+        # The maintained mmcv brings no compiled operators and says so with the advice to install the original
+        # one, which would corrupt it.
+        warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 
 def _map_mmseg_configs() -> None:

@@ -7,9 +7,11 @@ run it. What an earlier call finished is reused, and an interrupted training goe
 import argparse
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -139,9 +141,12 @@ def seconds_per_iteration(run: Run) -> float:
 
 def complexity(run: Run) -> tuple[float, float]:
     """Parameters in millions and GFLOPs (multiply-adds) of one scene, of what is left after training."""
-    with DefaultScope.overwrite_default_scope('mmseg'):
+    logging.disable(logging.WARNING)  # the analysis tells of each operator that costs nothing
+    with DefaultScope.overwrite_default_scope('mmseg'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
         model = revert_sync_batchnorm(MODELS.build(run.cfg.model)).eval()
     info = get_model_complexity_info(model, (3, *SIZE), show_table=False, show_arch=False)
+    logging.disable(logging.NOTSET)
     return info['params'] / 1e6, info['flops'] / 1e9
 
 
