@@ -1,57 +1,36 @@
 """Evaluate a segmentor, distilled or plain. The flags are those of mmseg's own tools/test.py."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import bdd_seg  # noqa: F401  first: it says what an installation lacks
 
 # isort: split
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 
-from bdd_seg.engine import check_datasets, load_config
+from bdd_seg.engine import add_config_arguments, check_datasets, config_from
 from bdd_seg.errors import ConfigError
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file: a path, or mmseg::FOLDER/NAME.py')
+    add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='folder for the metrics as JSON (default: work_dirs/CONFIG_NAME)')
     parser.add_argument('--out', help='folder to save the predicted label maps in')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder to save painted images in')
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds between shown images (default: 2)'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key=value, lists as key="[a,b]" or key=a,b, nested ones as '
-        'key="[(a,b),(c,d)]"; the quotation marks are needed, and no white space is allowed',
-    )
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
-    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation: several scales and flips')
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help='set by older torch launchers'
-    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = load_config(args.config)
-    cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    if args.work_dir is not None or cfg.get('work_dir') is None:
-        cfg.work_dir = args.work_dir or f'./work_dirs/{Path(args.config).stem}'
+    cfg = config_from(args)
     cfg.load_from = args.checkpoint
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise ConfigError(f'checkpoint {args.checkpoint!r} does not exist')

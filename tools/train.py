@@ -1,58 +1,36 @@
 """Train a segmentor, distilled or plain. The flags are those of mmseg's own tools/train.py."""
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
 import bdd_seg  # noqa: F401  first: it says what an installation lacks
 
 # isort: split
-from mmengine.config import DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
-from bdd_seg.engine import check_datasets, load_config
+from bdd_seg.engine import add_config_arguments, check_datasets, config_from
 from bdd_seg.errors import ConfigError
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file: a path, or mmseg::FOLDER/NAME.py')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
+    add_config_arguments(parser)
     parser.add_argument(
         '--resume', action='store_true', help='go on from the latest checkpoint in the work dir'
     )
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key=value, lists as key="[a,b]" or key=a,b, nested ones as '
-        'key="[(a,b),(c,d)]"; the quotation marks are needed, and no white space is allowed',
-    )
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
-    )
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help='set by older torch launchers'
-    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = load_config(args.config)
-    cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = config_from(args)
     cfg.resume = args.resume
-    if args.work_dir is not None or cfg.get('work_dir') is None:
-        cfg.work_dir = args.work_dir or f'./work_dirs/{Path(args.config).stem}'
     if args.amp:
         enable_amp(cfg)
     check_datasets(cfg, 'train_dataloader', 'val_dataloader')
@@ -60,7 +38,7 @@ def main() -> None:
     runner.train()
 
 
-def enable_amp(cfg) -> None:
+def enable_amp(cfg: Config) -> None:
     kind = cfg.optim_wrapper.type
     amp_wrappers = ('AmpOptimWrapper', 'BFloat16OptimWrapper')
     if kind in amp_wrappers:

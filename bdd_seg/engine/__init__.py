@@ -1,5 +1,13 @@
 from bdd_seg.engine.checkpoint import load_checkpoint
+from bdd_seg.engine.command_line import add_config_arguments, config_from
 from bdd_seg.engine.config import check_datasets, load_config
 from bdd_seg.engine.optim_wrapper import BFloat16OptimWrapper
 
-__all__ = ['BFloat16OptimWrapper', 'check_datasets', 'load_checkpoint', 'load_config']
+__all__ = [
+    'BFloat16OptimWrapper',
+    'add_config_arguments',
+    'check_datasets',
+    'config_from',
+    'load_checkpoint',
+    'load_config',
+]

@@ -1,0 +1,40 @@
+"""What tools/train.py and tools/test.py share: mmseg's flags, and how they make a config."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from bdd_seg.engine.config import load_config
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of mmseg's tools that concern the config and the launcher."""
+    parser.add_argument('config', help='config file: a path, or mmseg::FOLDER/NAME.py')
+    parser.add_argument('--work-dir', help='folder for what is written (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value, lists as key="[a,b]" or key=a,b, nested ones as '
+        'key="[(a,b),(c,d)]"; the quotation marks are needed, and no white space is allowed',
+    )
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
+    )
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help='set by older torch launchers'
+    )
+
+
+def config_from(args: argparse.Namespace) -> Config:
+    """The config that the flags of :func:`add_config_arguments` describe."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None or cfg.get('work_dir') is None:
+        cfg.work_dir = args.work_dir or f'./work_dirs/{Path(args.config).stem}'
+    return cfg
