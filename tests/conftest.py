@@ -98,7 +98,7 @@ def tiny_config(base: Path, model: dict, data_root: Path) -> str:
         'train_dataloader': {**loader, 'batch_size': 2, 'dataset': train_dataset},
         'val_dataloader': {**loader, 'dataset': test_dataset},
         'test_dataloader': {**loader, 'dataset': test_dataset},
-        'train_cfg': {'max_iters': 6, 'val_interval': 6},
+        'train_cfg': {'max_iters': 6, 'val_begin': 1, 'val_interval': 6},
         'default_hooks': {'logger': {'interval': 1}, 'checkpoint': {'interval': 3}},
         'randomness': {'seed': 0},
         'img_ratios': [1.0],
