@@ -221,7 +221,7 @@ def complaint(monkeypatch, tool, *arguments) -> str:
     'options, expected',
     [
         (['model.teacher.checkpoint=nowhere.pth'], "checkpoint 'nowhere.pth' does not exist"),
-        ([f'model.teacher.checkpoint={ROOT / "LICENSE"}'], 'may be damaged'),
+        ([f'model.teacher.checkpoint={ROOT / "LICENSE"}'], 'is no readable checkpoint'),
         (['model.teacher.config=nowhere.py'], "config 'nowhere.py' does not exist"),
         (['model.distill_losses.0.student_tap=decode_head.conv_sge'], 'Names nearby: decode_head.conv_seg'),
         (['model.distill_losses.0.tau_forward=-1'], 'tau_forward must be a positive number, got -1'),

@@ -57,3 +57,5 @@ if __name__ == '__main__':
         main()
     except ConfigError as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted; the same command with --resume goes on from the latest checkpoint')

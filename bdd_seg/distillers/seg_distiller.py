@@ -1,5 +1,6 @@
 """Segmentors that learn from a teacher while they train, and are plain segmentors otherwise."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,10 +34,21 @@ class SegDistiller(EncoderDecoder):
             contains ``loss``, or holds weights.
     """
 
-    def __init__(self, *args: Any, teacher: dict, distill_losses: list[dict], **segmentor: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        teacher: dict | None = None,
+        distill_losses: Sequence[dict] = (),
+        **segmentor: Any,
+    ) -> None:
+        if teacher is None:
+            raise ConfigError('the model has no teacher: give it teacher=dict(config=..., checkpoint=...)')
         if 'num_stages' in segmentor and not isinstance(self, CascadeEncoderDecoder):
             raise ConfigError('the student is a cascade: distil it with type="CascadeSegDistiller"')
-        super().__init__(*args, **segmentor)
+        try:
+            super().__init__(*args, **segmentor)
+        except TypeError as error:
+            raise ConfigError(f'the student cannot be built: {error}') from error
         try:
             self.teacher = MODELS.build({'type': 'FrozenTeacher', **teacher})
         except (KeyError, TypeError) as error:
@@ -76,12 +88,19 @@ class SegDistiller(EncoderDecoder):
         logits = self.teacher.logits_tap
         seg_label = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
         for loss, (student_tap, teacher_tap) in zip(self.distill_losses, self._taps, strict=True):
-            losses[f'distill.{loss.loss_name}'] = loss(
+            student_output, teacher_output = (
                 student_outputs[student_tap],
                 teacher_outputs[teacher_tap or logits],
-                seg_label=seg_label,
-                align_corners=self.align_corners,
             )
+            try:
+                losses[f'distill.{loss.loss_name}'] = loss(
+                    student_output, teacher_output, seg_label=seg_label, align_corners=self.align_corners
+                )
+            except ValueError as error:
+                raise ConfigError(
+                    f'{loss.loss_name}: student {student_tap!r} {tuple(student_output.shape)} against '
+                    f'teacher {teacher_tap or logits!r} {tuple(teacher_output.shape)}: {error}'
+                ) from error
         if self.out_channels > 1 and logits in teacher_outputs:
             ignore_index = _last(self.decode_head).ignore_index
             losses['distill.teacher_acc'] = self.teacher.accuracy(

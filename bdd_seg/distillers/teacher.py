@@ -159,7 +159,13 @@ class FrozenTeacher:
         )
 
     def _model_config(self) -> dict[str, Any]:
-        config = self.config if isinstance(self.config, dict) else load_config(self.config)
+        try:
+            config = self.config if isinstance(self.config, dict) else load_config(self.config)
+        except ConfigError as error:
+            raise ConfigError(
+                f'teacher: {error} Paths start at the folder you run in, or write '
+                "'{{ fileDirname }}/...' for the config's own folder"
+            ) from error
         model = config.get('model', config)
         if 'type' not in model:
             raise ConfigError(f'teacher config {self._where()} has no model')
@@ -274,7 +280,7 @@ def _load_weights(model: BaseSegmentor, checkpoint: str | Path, teacher: str) ->
     problems = {'missing': missing, 'unexpected': unexpected, 'of another shape': sorted(misshapen)}
     if any(problems.values()):
         listed = '; '.join(
-            f'{len(keys)} {problem}: {", ".join(keys[:8])}{", ..." if len(keys) > 8 else ""}'
+            f'{len(keys)} {problem}: {", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""}'
             for problem, keys in problems.items()
             if keys
         )

@@ -32,6 +32,8 @@ def load_checkpoint(source: str | Path) -> dict[str, Any]:
     """
     source = str(source)
     path = _download(source) if urlparse(source).scheme in ('http', 'https') else Path(source).expanduser()
+    if path.is_dir():
+        raise ConfigError(f'checkpoint {source!r} is a folder. Give the file in it')
     if not path.is_file():
         raise ConfigError(
             f'checkpoint {source!r} does not exist. Give a file or an http(s) URL, or train that model first'
@@ -61,8 +63,8 @@ def load_checkpoint(source: str | Path) -> dict[str, Any]:
 
 def _damaged(source: str, path: Path, reason: str) -> str:
     return (
-        f'checkpoint {source!r} cannot be read, {path} may be damaged ({reason}). '
-        'Delete it and fetch it again'
+        f'checkpoint {source!r} is no readable checkpoint (truncated, or not a .pth file): {reason}. '
+        f'Copy or download {path} again'
     )
 
 

@@ -1,8 +1,9 @@
 import copy
+import re
 
 import pytest
 import torch
-from conftest import build
+from conftest import ROOT, build
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
@@ -125,7 +126,9 @@ def test_several_losses_on_other_layers(tiny_configs, batch):
     assert log['distill.loss_bdd'].item() > 0
     unlike = {'student_tap': 'decode_head.bottleneck', 'teacher_tap': 'decode_head.bottleneck'}
     model = build(tiny_configs['distilled'], distill_losses=[{'type': 'BDDLoss', **unlike}])
-    with pytest.raises(ValueError, match='same channels.*got 8 and 16'):
+    with pytest.raises(
+        ConfigError, match=r"student 'decode_head.bottleneck' \(2, 8, .*same channels.*got 8 and 16"
+    ):
         step(model, batch)
 
 
@@ -157,6 +160,17 @@ def test_a_loss_of_the_users_own(tiny_configs, batch, align_corners):
     assert log['loss'].item() == pytest.approx((log['decode.loss_ce'] + log['aux.loss_ce'] + 5).item())
 
 
+def test_the_readmes_own_loss(tiny_configs, batch):
+    code = re.search(r'```python\n(# my_loss.py.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
+    exec(code, {})
+    model = build(tiny_configs['distilled'], distill_losses=[{'type': 'LogitsMSE'}])
+    assert step(model, batch)['distill.loss_mse'].item() > 0
+    resized = MODELS.build({'type': 'LogitsMSE'})(
+        torch.ones(1, 2, 4, 6), torch.full((1, 2, 2, 3), 3.0), None, False
+    )
+    assert resized.item() == pytest.approx(4)
+
+
 def test_the_teachers_accuracy_leaves_out_what_the_students_head_ignores(tiny_configs, batch):
     config = Config.fromfile(tiny_configs['distilled'])
     config.model.decode_head.ignore_index = 3
@@ -182,6 +196,8 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
     'changes, message',
     [
         ({'distill_losses': []}, 'distill_losses is empty'),
+        ({'distil_losses': []}, "the student cannot be built.*unexpected keyword argument 'distil_losses'"),
+        ({'teacher': None}, 'the model has no teacher'),
         (
             {'distill_losses': [{'type': 'BDDLoss'}] * 2},
             "a loss_name of its own, got .'loss_bdd', 'loss_bdd'",

@@ -71,12 +71,14 @@ def test_files_that_are_no_checkpoints(tmp_path):
     }
     for name, data in damaged.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ConfigError, match=f'{name}.* cannot be read, .*damaged.* fetch it again'):
+        with pytest.raises(
+            ConfigError, match=f'{name}.* is no readable checkpoint .*Copy or download .* again'
+        ):
             load_checkpoint(str(tmp_path / name))
     torch.save([1, 2], tmp_path / 'list.pth')
     with pytest.raises(ConfigError, match='holds a list, expected a dict'):
         load_checkpoint(str(tmp_path / 'list.pth'))
     with pytest.raises(ConfigError, match='does not exist'):
         load_checkpoint(str(tmp_path / 'absent.pth'))
-    with pytest.raises(ConfigError, match='does not exist'):
+    with pytest.raises(ConfigError, match='is a folder'):
         load_checkpoint(str(tmp_path))
