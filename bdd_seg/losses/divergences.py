@@ -46,8 +46,8 @@ def balance_divergence(
 
     P is the teacher's softened softmax, Q the student's. The mean is over distributions: N·H·W of size
     C in the pixel domain, N·C of size H·W in the channel domain. Computed in float32 (float64 for
-    float64 input). The gradient is the closed form, worked out in the forward pass block by block: one
-    tensor of the student's size is kept for the backward pass, and no softmax.
+    float64 input). The gradient is the closed form, worked out in the forward pass block by block: besides
+    both inputs one tensor of the student's size is kept for the backward pass, and no softmax.
 
     Args:
         student_logits: (N, C, H, W), finite, of any floating dtype and memory format. Receives the
@@ -75,6 +75,7 @@ def balance_divergence(
     terms = [(tau_forward, forward_weight, 0.0), (tau_reverse, 0.0, reverse_weight)]
     if tau_forward == tau_reverse:
         terms = [(tau_forward, forward_weight, reverse_weight)]
+    terms = [term for term in terms if any(term[1:])] or terms[:1]
     return _BalanceDivergence.apply(student_logits, teacher_logits.detach(), mask, DOMAINS[domain], terms)
 
 
@@ -90,65 +91,92 @@ class _BalanceDivergence(torch.autograd.Function):
         dim: int,
         terms: list[tuple[float, float, float]],
     ) -> Tensor:
-        dtype = torch.promote_types(student_logits.dtype, torch.float32)
-        student, teacher = student_logits.flatten(2), teacher_logits.flatten(2)  # (N, C, H·W)
-        if mask is not None:
-            mask = mask.flatten(1).unsqueeze(1)  # (N, 1, H·W)
-        total = torch.zeros((), dtype=torch.float64, device=student.device)
-        gradient = torch.empty_like(student, dtype=dtype) if ctx.needs_input_grad[0] else None
-        for block in _blocks(student.shape, dim, _BLOCK.get(student.device.type, _BLOCK_ACCELERATOR)):
-            excluded = None if mask is None else ~mask[block[0], :, block[2]]
-            value, slope = _divergence(
-                _read(student[block], excluded, dtype), _read(teacher[block], excluded, dtype), dim, terms
-            )
-            total += value
-            if gradient is not None:
-                gradient[block] = slope
-        count = _count_distributions(student.shape, dim, mask)
-        if gradient is not None:
-            gradient /= count
-        ctx.save_for_backward(gradient)
-        ctx.shape, ctx.dtype = student_logits.shape, student_logits.dtype
-        return (total / count).to(dtype)
+        total, gradient = _evaluate(
+            student_logits, teacher_logits, mask, dim, terms, with_gradient=ctx.needs_input_grad[0]
+        )
+        count = _count_distributions(student_logits.shape, dim, mask)
+        ctx.save_for_backward(student_logits, teacher_logits, mask)
+        ctx.gradient, ctx.count, ctx.dim, ctx.terms = gradient, count, dim, terms
+        return (total / count).to(torch.promote_types(student_logits.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad_output).to(ctx.dtype).view(ctx.shape), None, None, None, None
+        # Given away and scaled in place, so that there is never a second tensor of this size. A second
+        # backward pass through the same graph works it out anew.
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            _, gradient = _evaluate(*ctx.saved_tensors, ctx.dim, ctx.terms, with_gradient=True)
+        student_logits = ctx.saved_tensors[0]
+        gradient = gradient.mul_(grad_output / ctx.count).to(student_logits.dtype)
+        return gradient.view(student_logits.shape), None, None, None, None
+
+
+def _evaluate(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor | None,
+    dim: int,
+    terms: list[tuple[float, float, float]],
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of the divergences, and its gradient in the student's logits as (N, C, H·W), block by block."""
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    student, teacher = student_logits.flatten(2), teacher_logits.flatten(2)  # (N, C, H·W)
+    if mask is not None:
+        mask = mask.flatten(1).unsqueeze(1)  # (N, 1, H·W)
+    total = torch.zeros((), dtype=torch.float64, device=student.device)
+    gradient = torch.empty_like(student, dtype=dtype) if with_gradient else None
+    for block in _blocks(student.shape, dim, _BLOCK.get(student.device.type, _BLOCK_ACCELERATOR)):
+        excluded = None if mask is None else ~mask[block[0], :, block[2]]
+        student_block = _read(student[block], excluded, dtype)
+        teacher_block = _read(teacher[block], excluded, dtype)
+        for i, term in enumerate(terms):
+            first = gradient is not None and i == 0
+            value, slope = _divergence(
+                student_block, teacher_block, dim, *term, out=gradient[block] if first else None
+            )
+            total += value
+            if gradient is not None and not first:
+                gradient[block] += slope
+    return total, gradient
 
 
 def _divergence(
-    student: Tensor, teacher: Tensor, dim: int, terms: list[tuple[float, float, float]]
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    tau: float,
+    forward_weight: float,
+    reverse_weight: float,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the divergences along ``dim`` of a block, and its gradient in the student's logits."""
-    value = torch.zeros((), dtype=torch.float64, device=student.device)
-    gradient = torch.zeros_like(student)
-    for tau, forward_weight, reverse_weight in terms:
-        if forward_weight == reverse_weight == 0:
-            continue
-        p, q, log_ratio = _softened(student, teacher, dim, tau)
-        # q − p without cancellation where the two are close.
-        gap = torch.where(log_ratio.abs() < 1, p * torch.expm1(log_ratio.clamp(-1, 1)), q - p)
-        # Adding Σ(q − p) = 0 makes each summand ≥ 0: a small divergence is no difference of large sums.
-        forward_kl = (gap - p * log_ratio).sum(dim, keepdim=True)
-        reverse_kl = (q * log_ratio - gap).sum(dim, keepdim=True)
-        value += tau**2 * (
-            forward_weight * forward_kl.sum(dtype=torch.float64)
-            + reverse_weight * reverse_kl.sum(dtype=torch.float64)
-        )
-        gradient += (tau * forward_weight) * gap
-        gradient += (tau * reverse_weight) * q * (log_ratio - reverse_kl)
-    return value, gradient
+    """Sum of the divergences along ``dim`` of a block, and its gradient in the student's logits.
+
+    The time goes into memory traffic, so a tensor that is not needed again lends its memory to the next,
+    and the gradient is written to ``out`` where that is given.
+    """
+    p, q, log_ratio = _softened(student, teacher, dim, tau)
+    scratch = p + q
+    gap = (0.5 * log_ratio).tanh_().mul_(scratch)  # q − p, without its cancellation where the two are close
+    # Adding Σ(q − p) = 0 makes each summand ≥ 0: a small divergence is no difference of large sums.
+    forward_kl = torch.addcmul(gap, p, log_ratio, value=-1, out=scratch).sum()
+    surprise = torch.mul(q, log_ratio, out=p)
+    reverse_kl = torch.sub(surprise, gap, out=scratch).sum(dim, keepdim=True)
+    value = tau**2 * (
+        forward_weight * forward_kl.double() + reverse_weight * reverse_kl.sum(dtype=torch.float64)
+    )
+    slope = surprise.addcmul_(q, reverse_kl, value=-1).mul_(tau * reverse_weight)
+    return value, torch.add(slope, gap, alpha=tau * forward_weight, out=out)
 
 
 def _softened(student: Tensor, teacher: Tensor, dim: int, tau: float) -> tuple[Tensor, Tensor, Tensor]:
     """p, q and log(q/p) along ``dim``. The largest logit is subtracted first: no exponential overflows."""
-    a = (teacher - teacher.amax(dim, keepdim=True)) / tau
-    b = (student - student.amax(dim, keepdim=True)) / tau
-    p, q = a.exp(), b.exp()
-    p_sum, q_sum = p.sum(dim, keepdim=True), q.sum(dim, keepdim=True)
-    return p / p_sum, q / q_sum, b - a + (p_sum / q_sum).log()
+    p = (teacher - teacher.amax(dim, keepdim=True)).mul_(1 / tau)
+    q = (student - student.amax(dim, keepdim=True)).mul_(1 / tau)
+    log_ratio = q - p
+    p_sum, q_sum = p.exp_().sum(dim, keepdim=True), q.exp_().sum(dim, keepdim=True)
+    return p.mul_(1 / p_sum), q.mul_(1 / q_sum), log_ratio.add_((p_sum / q_sum).log_())
 
 
 def _blocks(shape: torch.Size, dim: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -157,6 +185,8 @@ def _blocks(shape: torch.Size, dim: int, size: int) -> Iterator[tuple[slice, sli
     free = positions if dim == 1 else channels  # the axis along which distributions lie side by side
     length = channels if dim == 1 else positions
     side_by_side = max(1, min(free, size // max(1, length)))
+    if 64 < side_by_side < free:
+        side_by_side -= side_by_side % 64  # rows that start where cache lines do
     images_at_once = max(1, size // max(1, channels * positions))
     for n in range(0, images, images_at_once):
         for k in range(0, free, side_by_side):
@@ -172,10 +202,10 @@ def _read(block: Tensor, excluded: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 def _count_distributions(shape: torch.Size, dim: int, mask: Tensor | None) -> Tensor | int:
     """How many distributions have a position that counts; at least 1, it is a divisor."""
-    images, channels, positions = shape
+    images, channels, height, width = shape
     if mask is None:
-        return max(1, images * (positions if dim == 1 else channels))
-    count = mask.sum() if dim == 1 else channels * mask.any(dim=2).sum()
+        return max(1, images * (height * width if dim == 1 else channels))
+    count = mask.sum() if dim == 1 else channels * mask.flatten(1).any(dim=1).sum()
     return count.clamp(min=1)
 
 
