@@ -84,22 +84,25 @@ class SegDistiller(EncoderDecoder):
         self.teacher.check_data()
         with Tap(self, [student_tap for student_tap, _ in self._taps]) as student_outputs:
             losses = super().loss(inputs, data_samples)
-        teacher_outputs = self.teacher(inputs)
+        teacher_outputs, masks = self.teacher(inputs, data_samples)
         logits = self.teacher.logits_tap
         seg_label = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
         for loss, (student_tap, teacher_tap) in zip(self.distill_losses, self._taps, strict=True):
-            student_output, teacher_output = (
-                student_outputs[student_tap],
-                teacher_outputs[teacher_tap or logits],
-            )
+            teacher_tap = teacher_tap or logits
+            student_output, teacher_output = student_outputs[student_tap], teacher_outputs[teacher_tap]
+            mask = {'mask': masks[teacher_tap]} if teacher_tap in masks else {}
             try:
                 losses[f'distill.{loss.loss_name}'] = loss(
-                    student_output, teacher_output, seg_label=seg_label, align_corners=self.align_corners
+                    student_output,
+                    teacher_output,
+                    seg_label=seg_label,
+                    align_corners=self.align_corners,
+                    **mask,
                 )
             except ValueError as error:
                 raise ConfigError(
                     f'{loss.loss_name}: student {student_tap!r} {tuple(student_output.shape)} against '
-                    f'teacher {teacher_tap or logits!r} {tuple(teacher_output.shape)}: {error}'
+                    f'teacher {teacher_tap!r} {tuple(teacher_output.shape)}: {error}'
                 ) from error
         if self.out_channels > 1 and logits in teacher_outputs:
             ignore_index = _last(self.decode_head).ignore_index
@@ -127,7 +130,7 @@ class SegDistiller(EncoderDecoder):
             raise ConfigError(f'each of distill_losses needs a loss_name of its own, got {names}')
 
     def _require_teacher(self) -> None:
-        if self.teacher.model is None:
+        if not self.teacher.is_built:
             Tap(self, [student_tap for student_tap, _ in self._taps])  # raises where a name is wrong
             self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
 

@@ -105,9 +105,9 @@ class _BalanceDivergence(torch.autograd.Function):
         # Given away and scaled in place, so that there is never a second tensor of this size. A second
         # backward pass through the same graph works it out anew.
         gradient, ctx.gradient = ctx.gradient, None
+        student_logits, teacher_logits, mask = ctx.saved_tensors
         if gradient is None:
-            _, gradient = _evaluate(*ctx.saved_tensors, ctx.dim, ctx.terms, with_gradient=True)
-        student_logits = ctx.saved_tensors[0]
+            _, gradient = _evaluate(student_logits, teacher_logits, mask, ctx.dim, ctx.terms, True)
         gradient = gradient.mul_(grad_output / ctx.count).to(student_logits.dtype)
         return gradient.view(student_logits.shape), None, None, None, None
 
@@ -132,12 +132,10 @@ def _evaluate(
         student_block = _read(student[block], excluded, dtype)
         teacher_block = _read(teacher[block], excluded, dtype)
         for i, term in enumerate(terms):
-            first = gradient is not None and i == 0
-            value, slope = _divergence(
-                student_block, teacher_block, dim, *term, out=gradient[block] if first else None
-            )
+            out = gradient[block] if gradient is not None and i == 0 else None
+            value, slope = _divergence(student_block, teacher_block, dim, *term, out=out)
             total += value
-            if gradient is not None and not first:
+            if gradient is not None and i > 0:
                 gradient[block] += slope
     return total, gradient
 

@@ -3,6 +3,7 @@ import http.server
 import logging
 import pickle
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmseg.models import SegDataPreProcessor
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdd_seg.distillers import FrozenTeacher
-from bdd_seg.distillers.teacher import renormalise
+from bdd_seg.distillers.frozen_teacher import renormalise
 from bdd_seg.engine import load_checkpoint
 from bdd_seg.errors import ConfigError
 
@@ -51,15 +53,19 @@ def test_answers_as_the_trained_network_does_in_eval_mode(teacher, tiny_configs,
     network.load_state_dict(torch.load(tiny_configs['checkpoint'], weights_only=True)['state_dict'])
     network.eval()
     inputs, _ = batch
-    logits = teacher(inputs)[LOGITS]
-    assert torch.equal(logits, network(inputs, mode='tensor'))
-    assert torch.equal(logits, teacher(inputs)[LOGITS])
+    logits = teacher(inputs)[0][LOGITS]
+    expected = network(inputs, mode='tensor')
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    assert logits.is_contiguous()
+    assert torch.equal(logits, teacher(inputs)[0][LOGITS])
     assert logits.requires_grad is False
     network.train()
     assert not torch.allclose(logits, network(inputs, mode='tensor'))  # so eval mode does matter here
 
 
 def test_is_frozen(teacher, batch):
+    teacher(batch[0])
     before = copy.deepcopy(teacher.model.state_dict())
     for _ in range(3):
         teacher(batch[0])
@@ -74,8 +80,8 @@ def test_is_frozen(teacher, batch):
 def test_other_taps(tiny_configs, student, batch):
     teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
     teacher.build(student, ['backbone.layer4'])
-    outputs = teacher(batch[0])
-    assert torch.equal(outputs['backbone.layer4'], teacher.model.extract_feat(batch[0])[3])
+    outputs, _ = teacher(batch[0])
+    torch.testing.assert_close(outputs['backbone.layer4'], teacher.model.extract_feat(batch[0])[3])
     assert set(outputs) == {'backbone.layer4', LOGITS}
     with pytest.raises(ConfigError, match=r"'backbone.layer5' names no module.*backbone\.layer4"):
         teacher.build(student, ['backbone.layer5'])
@@ -101,7 +107,7 @@ def test_config_as_a_dict(tiny_configs, student, batch, teacher):
     for config in (whole.to_dict(), whole.model.to_dict()):
         other = FrozenTeacher(config, str(tiny_configs['checkpoint']))
         other.build(student, [None])
-        assert torch.equal(other(batch[0])[LOGITS], teacher(batch[0])[LOGITS])
+        assert torch.equal(other(batch[0])[0][LOGITS], teacher(batch[0])[0][LOGITS])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_config_as_a_dict(tiny_configs, student, batch, teacher):
     ids=['plain', 'module prefix', 'plain with prefix', 'without the unused head', 'more in the unused head'],
 )
 def test_forms_of_checkpoint(rebuilt, teacher, batch, change):
-    assert torch.equal(rebuilt(change)(batch[0])[LOGITS], teacher(batch[0])[LOGITS])
+    assert torch.equal(rebuilt(change)(batch[0])[0][LOGITS], teacher(batch[0])[0][LOGITS])
 
 
 def test_weights_that_do_not_fit_are_listed(rebuilt):
@@ -153,7 +159,7 @@ def test_from_a_url(tiny_configs, student, teacher, batch, tmp_path, monkeypatch
         for _ in range(2):
             downloaded = FrozenTeacher(str(tiny_configs['teacher']), url)
             downloaded.build(student, [None])
-            assert torch.equal(downloaded(batch[0])[LOGITS], teacher(batch[0])[LOGITS])
+            assert torch.equal(downloaded(batch[0])[0][LOGITS], teacher(batch[0])[0][LOGITS])
         missing = FrozenTeacher(str(tiny_configs['teacher']), url.replace('teacher', 'absent'))
         with pytest.raises(
             ConfigError, match=r'absent.pth.* cannot be downloaded \(HTTP Error 404.*put the file'
@@ -248,8 +254,8 @@ def test_a_teacher_with_its_own_normalisation_gets_it(tiny_configs, student, bat
     other.build(student, [None])
     inputs, _ = batch
     as_it_was_trained = renormalise(inputs, student.data_preprocessor, other.model.data_preprocessor)
-    assert torch.equal(other(inputs)[LOGITS], teacher(as_it_was_trained)[LOGITS])
-    assert not torch.allclose(other(inputs)[LOGITS], teacher(inputs)[LOGITS])
+    assert torch.equal(other(inputs)[0][LOGITS], teacher(as_it_was_trained)[0][LOGITS])
+    assert not torch.allclose(other(inputs)[0][LOGITS], teacher(inputs)[0][LOGITS])
 
 
 @pytest.fixture
@@ -286,9 +292,104 @@ def test_accuracy_and_the_warning_when_guessing(teacher, messages, wrong, percen
 
 
 def test_follows_the_students_dtype(teacher, batch):
-    logits = teacher(batch[0].double())[LOGITS]
+    logits = teacher(batch[0].double())[0][LOGITS]
     assert logits.dtype == torch.float64
-    torch.testing.assert_close(logits.float(), teacher(batch[0])[LOGITS], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits.float(), teacher(batch[0])[0][LOGITS], atol=1e-5, rtol=1e-4)
+
+
+def batch_norms(teacher: FrozenTeacher) -> list[str]:
+    return [name for name, module in teacher.model.named_modules() if isinstance(module, _BatchNorm)]
+
+
+def test_batch_norm_is_folded_into_the_convolutions(teacher, batch):
+    before = batch_norms(teacher)
+    teacher(batch[0])
+    assert len(before) > 50
+    assert batch_norms(teacher) == []
+
+
+def test_a_tap_before_its_batch_norm_is_not_folded(tiny_configs, student, batch, messages):
+    teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
+    teacher.build(student, ['backbone.layer1.0.conv1'])
+    network, seen = copy.deepcopy(teacher.model), []
+    network.backbone.layer1[0].conv1.register_forward_hook(lambda *args: seen.append(args[2]))
+    network(batch[0], mode='tensor')
+    outputs, _ = teacher(batch[0])
+    torch.testing.assert_close(outputs['backbone.layer1.0.conv1'], seen[0])
+    assert any('backbone.layer1.0.conv1 would be another by' in text for text in messages)
+
+
+class Misleading(nn.Module):
+    """Names a convolution right before a BatchNorm that does not follow it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.out_channels = 8
+        self.data_preprocessor = nn.Identity()
+
+    def forward(self, inputs, mode):
+        return self.conv(self.norm(inputs))
+
+
+@pytest.mark.parametrize('channels', [3, 8])
+def test_a_network_whose_names_mislead_is_left_as_it_is(channels, messages):
+    network = Misleading(channels).eval()
+    if channels == 8:  # fits, and would give something else
+        network.conv = nn.Conv2d(8, 8, 1)
+    nn.init.normal_(network.norm.running_mean)
+    teacher = FrozenTeacher({}, '')
+    teacher.model, teacher._taps = network, ['conv']
+    image = torch.randn(1, channels, 8, 8)
+    outputs, _ = teacher(image)
+    torch.testing.assert_close(outputs['conv'], network(image, 'tensor'))
+    assert any('BatchNorm is not folded' in text for text in messages)
+
+
+def test_bf16_changes_the_answers_slightly(tiny_configs, student, batch, teacher):
+    arguments = str(tiny_configs['teacher']), str(tiny_configs['checkpoint'])
+    coarse = FrozenTeacher(*arguments, precision='bf16')
+    coarse.build(student, [None])
+    exact, rounded = teacher(batch[0])[0][LOGITS], coarse(batch[0])[0][LOGITS]
+    assert rounded.dtype == torch.float32
+    assert 1e-4 < ((rounded - exact).norm() / exact.norm()).item() < 0.03
+    with pytest.raises(ConfigError, match="precision must be None or 'bf16', got 'int8'"):
+        FrozenTeacher(*arguments, precision='int8')
+
+
+def test_runs_in_the_students_autocast(teacher, batch):
+    exact = teacher(batch[0])[0][LOGITS]
+    with torch.autocast('cpu', torch.bfloat16):
+        rounded = teacher(batch[0])[0][LOGITS]
+    assert rounded.dtype == torch.float32
+    assert 1e-4 < ((rounded - exact).norm() / exact.norm()).item() < 0.03
+
+
+@pytest.fixture
+def compiled(tiny_configs, student):
+    teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']), compile=True)
+    teacher.build(student, [None])
+    return teacher
+
+
+def test_compiles_for_any_size_of_crop(compiled, teacher, batch, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
+    for inputs in (batch[0], batch[0].flip(3), batch[0][:, :, :24], batch[0][:1, :, :, :40], batch[0]):
+        torch.testing.assert_close(compiled(inputs)[0][LOGITS], teacher(inputs)[0][LOGITS])
+    assert compiled._compiled is not None
+
+
+def test_where_it_cannot_compile_it_runs_without(compiled, teacher, batch, messages, monkeypatch):
+    def fail(_):
+        raise RuntimeError('no compiler found\nmuch more')
+
+    monkeypatch.setattr(torch, 'compile', lambda _: fail)
+    for _ in range(2):
+        assert torch.equal(compiled(batch[0])[0][LOGITS], teacher(batch[0])[0][LOGITS])
+    assert [m for m in messages if 'compile' in m] == [
+        'The teacher runs without torch.compile, which failed: RuntimeError: no compiler found'
+    ]
 
 
 def test_a_head_that_draws_random_numbers_answers_alike(tiny_configs, tmp_path, batch):
@@ -313,9 +414,9 @@ def test_a_head_that_draws_random_numbers_answers_alike(tiny_configs, tmp_path, 
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = teacher(batch[0])[LOGITS]
+    first = teacher(batch[0])[0][LOGITS]
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(teacher(batch[0])[LOGITS], first)
+    assert torch.equal(teacher(batch[0])[0][LOGITS], first)
 
 
 @pytest.mark.parametrize('content', [{'state_dict': None}, {'epoch': 3}, {1: torch.zeros(1)}])
