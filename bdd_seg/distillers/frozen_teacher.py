@@ -151,7 +151,7 @@ class FrozenTeacher(Teacher):
         assert self.model is not None
         if not self._is_fast:
             self.model = self._folded(self.model.to(inputs.device), inputs[:1])
-            self.model.requires_grad_(False).to(memory_format=torch.channels_last)
+            self.model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
             if self.precision is not None:
                 for module in self.model.modules():
                     if isinstance(module, nn.Conv2d | nn.Linear):
