@@ -9,7 +9,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['bdd_seg', 'bdd_seg.*']),
-    install_requires=['torch>=2.6', 'numpy'],
+    install_requires=['torch>=2.6', 'numpy', 'safetensors'],
     extras_require={
         'mmseg': ['onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12', 'onedl-mmsegmentation==1.4.2'],
         'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'ruff'],

@@ -3,3 +3,7 @@ class ConfigError(ValueError):
 
     The tools print it as one line; anything else that goes wrong keeps its traceback.
     """
+
+    def __str__(self) -> str:
+        # From a data loader's process it arrives with that process's traceback before it.
+        return super().__str__().rpartition('ConfigError: ')[2].rstrip()

@@ -11,6 +11,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
+from bdd_seg.datasets import read_teacher_cache
 from bdd_seg.engine import add_config_arguments, check_datasets, config_from
 from bdd_seg.errors import ConfigError
 
@@ -34,6 +35,7 @@ def main() -> None:
     if args.amp:
         enable_amp(cfg)
     check_datasets(cfg, 'train_dataloader', 'val_dataloader')
+    read_teacher_cache(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
 

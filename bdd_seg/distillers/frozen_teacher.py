@@ -1,6 +1,8 @@
 """The teacher as a network: everything about it, in one place, outside the student's modules."""
 
 import copy
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from bdd_seg.distillers.tap import Tap, default_tap
 from bdd_seg.distillers.teacher import Teacher
-from bdd_seg.engine.checkpoint import load_checkpoint
+from bdd_seg.engine.checkpoint import find_checkpoint, load_checkpoint
 from bdd_seg.engine.config import load_config
 from bdd_seg.errors import ConfigError
 
@@ -72,7 +74,7 @@ class FrozenTeacher(Teacher):
         self.precision = precision
         self.compile = compile
         self.model: BaseSegmentor | None = None
-        self._taps: list[str] = []
+        self.taps: list[str] = []
         self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self._is_fast = False
         self._student_preprocessor: nn.Module | None = None
@@ -102,13 +104,13 @@ class FrozenTeacher(Teacher):
         with torch.random.fork_rng(devices=[]), DefaultScope.overwrite_default_scope('mmseg'):
             model = revert_sync_batchnorm(MODELS.build(self.model_config()))
         self._check_number_of_classes(student, model.out_channels)
-        self._class_names = _load_weights(model, self.checkpoint, self.describe())
+        self.class_names = _load_weights(model, self.checkpoint, self.describe())
         self.model = model.eval().requires_grad_(False)
         self.logits_tap = default_tap(model)
-        self._taps = sorted({tap or self.logits_tap for tap in taps})
-        Tap(model, self._taps)
+        self.taps = sorted({tap or self.logits_tap for tap in taps})
+        Tap(model, self.taps)
         if self.logits_tap in dict(model.named_modules()):  # for the accuracy, wanted or not
-            self._taps = sorted({self.logits_tap, *self._taps})
+            self.taps = sorted({self.logits_tap, *self.taps})
         self._is_fast = False
         same_input = _same_input(student.data_preprocessor, model.data_preprocessor)
         self._student_preprocessor = None if same_input else student.data_preprocessor
@@ -178,7 +180,7 @@ class FrozenTeacher(Teacher):
                     torch.random.fork_rng(devices=[]),
                     torch.inference_mode(),
                     torch.autocast(image.device.type, enabled=False),
-                    Tap(network, self._taps) as outputs,
+                    Tap(network, self.taps) as outputs,
                 ):
                     torch.default_generator.manual_seed(0)
                     network(image.float(), mode='tensor')
@@ -187,7 +189,7 @@ class FrozenTeacher(Teacher):
             reason = str(error)
         else:
             original, changed = answers
-            errors = {tap: _relative_error(changed[tap], original[tap]) for tap in self._taps}
+            errors = {tap: _relative_error(changed[tap], original[tap]) for tap in self.taps}
             worst = max(errors, key=errors.__getitem__)
             if errors[worst] < _FOLDING_TOLERANCE:
                 return folded
@@ -211,9 +213,28 @@ class FrozenTeacher(Teacher):
 
     def _forward(self, inputs: Tensor) -> dict[str, Tensor]:
         assert self.model is not None
-        with Tap(self.model, self._taps) as outputs:
+        with Tap(self.model, self.taps) as outputs:
             self.model(inputs, mode='tensor')
         return outputs
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this teacher from another.
+
+        Returns:
+            ``checkpoint``: the SHA-256 of its file, None where that is not on this machine; ``config``: the
+            SHA-256 of its model's settings; ``normalisation`` of its input; ``precision``.
+        """
+        file = find_checkpoint(self.checkpoint)
+        settings = self.model_config()
+        preprocessor = settings.get('data_preprocessor') or {}
+        return {
+            'checkpoint': None if file is None else hashlib.sha256(file.read_bytes()).hexdigest(),
+            'normalisation': {
+                key: preprocessor.get(key) for key in ('mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr')
+            },
+            'precision': self.precision,
+            'config': hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
+        }
 
     def model_config(self) -> dict[str, Any]:
         """The ``model`` part of the teacher's config, without what serves training only.

@@ -27,7 +27,7 @@ class Teacher(ABC):
     def __init__(self, check_class_names: bool = True) -> None:
         self.check_class_names = check_class_names
         self.logits_tap = ''
-        self._class_names: tuple[str, ...] | None = None
+        self.class_names: tuple[str, ...] | None = None
         self._data_checked = False
         self._watch: _GuessWatch | None = _GuessWatch()  # None again once it has seen its batches
 
@@ -101,16 +101,16 @@ class Teacher(ABC):
         self._data_checked = True
         dataset_meta = MessageHub.get_current_instance().get_info('dataset_meta') or {}
         expected = tuple(dataset_meta.get('classes') or ())
-        if not expected or not self.check_class_names or self._class_names in (None, expected):
+        if not expected or not self.check_class_names or self.class_names in (None, expected):
             return
         differing = [
             f'{i}: {theirs!r} against {ours!r}'
-            for i, (theirs, ours) in enumerate(zip(self._class_names, expected, strict=False))
+            for i, (theirs, ours) in enumerate(zip(self.class_names, expected, strict=False))
             if theirs != ours
         ]
         raise ConfigError(
             f'the teacher ({self.describe()}) was trained for other classes than the data set has: '
-            f'{len(self._class_names)} against {len(expected)}, first differences '
+            f'{len(self.class_names)} against {len(expected)}, first differences '
             f'{"; ".join(differing[:3])}. '
             'If they only have other names, set teacher.check_class_names=False'
         )

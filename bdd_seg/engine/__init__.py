@@ -1,6 +1,6 @@
-from bdd_seg.engine.checkpoint import load_checkpoint
+from bdd_seg.engine.checkpoint import find_checkpoint, load_checkpoint
 from bdd_seg.engine.command_line import add_config_arguments, config_from
-from bdd_seg.engine.config import check_datasets, load_config
+from bdd_seg.engine.config import check_datasets, leaf_datasets, load_config
 from bdd_seg.engine.optim_wrapper import BFloat16OptimWrapper
 
 __all__ = [
@@ -8,6 +8,8 @@ __all__ = [
     'add_config_arguments',
     'check_datasets',
     'config_from',
+    'find_checkpoint',
+    'leaf_datasets',
     'load_checkpoint',
     'load_config',
 ]

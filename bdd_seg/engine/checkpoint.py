@@ -31,7 +31,7 @@ def load_checkpoint(source: str | Path) -> dict[str, Any]:
         ConfigError: The file is missing, cannot be downloaded, is damaged, or holds more than data.
     """
     source = str(source)
-    path = _download(source) if urlparse(source).scheme in ('http', 'https') else Path(source).expanduser()
+    path = _download(source) if _is_url(source) else Path(source).expanduser()
     if path.is_dir():
         raise ConfigError(f'checkpoint {source!r} is a folder. Give the file in it')
     if not path.is_file():
@@ -61,6 +61,20 @@ def load_checkpoint(source: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def find_checkpoint(source: str | Path) -> Path | None:
+    """Where a checkpoint's file is on this machine, None where it is not (yet)."""
+    path = _download_path(str(source)) if _is_url(str(source)) else Path(source).expanduser()
+    return path if path.is_file() else None
+
+
+def _is_url(source: str) -> bool:
+    return urlparse(source).scheme in ('http', 'https')
+
+
+def _download_path(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / 'checkpoints' / os.path.basename(urlparse(url).path)
+
+
 def _damaged(source: str, path: Path, reason: str) -> str:
     return (
         f'checkpoint {source!r} is no readable checkpoint (truncated, or not a .pth file): {reason}. '
@@ -70,11 +84,10 @@ def _damaged(source: str, path: Path, reason: str) -> str:
 
 def _download(url: str) -> Path:
     """Fetch ``url`` into torch's hub cache, by one process of each machine, and return the file's path."""
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / os.path.basename(urlparse(url).path)
+    path = _download_path(url)
     failure = 'the first process of this machine says why'
     if os.environ.get('LOCAL_RANK', '0') == '0' and not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path))  # writes beside it and moves: whole or not at all
         except (OSError, HTTPException) as error:

@@ -1,5 +1,6 @@
 """Config files, mmseg's own included."""
 
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,21 @@ def check_datasets(cfg: Config, *dataloaders: str) -> None:
     """
     for key in dataloaders:
         if cfg.get(key) is not None:
-            _check_dataset(cfg[key].dataset, f'{key}.dataset')
+            for settings, where in leaf_datasets(cfg[key].dataset, f'{key}.dataset'):
+                _check_dataset(settings, where)
+
+
+def leaf_datasets(settings: dict[str, Any], where: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The data sets that a data set's settings wrap, or itself, each with where in the config it stands."""
+    wrapped = [key for key in ('dataset', 'datasets') if key in settings]  # Repeat and MultiImageMix, Concat
+    if not wrapped:
+        yield settings, where
+    for key in wrapped:
+        for inner in settings[key] if isinstance(settings[key], list) else [settings[key]]:
+            yield from leaf_datasets(inner, f'{where}.{key}')
 
 
 def _check_dataset(settings: dict[str, Any], where: str) -> None:
-    for wrapped in ('dataset', 'datasets'):  # RepeatDataset and MultiImageMixDataset, ConcatDataset
-        for inner in _as_list(settings.get(wrapped, [])):
-            _check_dataset(inner, f'{where}.{wrapped}')
     kind = DATASETS.get(settings['type']) if isinstance(settings.get('type'), str) else None
     if kind is None or not issubclass(kind, BaseSegDataset):
         return
@@ -72,7 +81,3 @@ def _check_dataset(settings: dict[str, Any], where: str) -> None:
     label = samples[0].get('seg_map_path')
     if label is not None and not exists(label, backend_args=dataset.backend_args):
         raise ConfigError(f'{where}: image {samples[0]["img_path"]!r} has no label map {label!r}')
-
-
-def _as_list(value: Any) -> list:
-    return value if isinstance(value, list) else [value]

@@ -60,6 +60,7 @@ class BDDLoss(nn.Module):
         teacher_logits: Tensor,
         seg_label: Tensor | None = None,
         align_corners: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Compare the logits at the student's resolution.
 
@@ -69,6 +70,8 @@ class BDDLoss(nn.Module):
             seg_label: (N, H_label, W_label) class indices, needed with ``mask_ignored``; resized by
                 nearest neighbour.
             align_corners: That of the student's head, for resizing the teacher's logits.
+            mask: (N, H', W') bool, True where the teacher's logits are known; resized by nearest
+                neighbour.
 
         Returns:
             The weighted divergence, a float32 scalar.
@@ -78,12 +81,14 @@ class BDDLoss(nn.Module):
             teacher_logits = resize(
                 teacher_logits, size, mode='bilinear', align_corners=align_corners, warning=False
             )
-        mask = None
+        if mask is not None and mask.shape[1:] != size:
+            mask = resize(mask[:, None].float(), size, mode='nearest')[:, 0].bool()
         if self.mask_ignored:
             if seg_label is None:
                 raise ValueError('mask_ignored=True needs the labels: call with seg_label')
             label = resize(seg_label[:, None].float(), size, mode='nearest')[:, 0]
-            mask = label != self.ignore_index
+            counts = label != self.ignore_index
+            mask = counts if mask is None else mask & counts
         return self.loss_weight * balance_divergence(
             student_logits,
             teacher_logits,

@@ -340,7 +340,7 @@ def test_a_network_whose_names_mislead_is_left_as_it_is(channels, messages):
         network.conv = nn.Conv2d(8, 8, 1)
     nn.init.normal_(network.norm.running_mean)
     teacher = FrozenTeacher({}, '')
-    teacher.model, teacher._taps = network, ['conv']
+    teacher.model, teacher.taps = network, ['conv']
     image = torch.randn(1, channels, 8, 8)
     outputs, _ = teacher(image)
     torch.testing.assert_close(outputs['conv'], network(image, 'tensor'))

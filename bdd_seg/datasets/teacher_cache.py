@@ -1,0 +1,278 @@
+"""A teacher's outputs for whole images on disk, and the data pipeline that reads them.
+
+A cache is a folder with a ``manifest.json`` and one safetensors file an image, which is found by the
+content of the image: the data may move, and a changed image is noticed.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.fileio import get
+from mmseg.registry import TRANSFORMS
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bdd_seg.datasets.geometry import FollowGeometry
+from bdd_seg.engine.config import leaf_datasets
+from bdd_seg.errors import ConfigError
+
+_MANIFEST = 'manifest.json'
+_VERSION = 1
+
+
+@dataclass
+class Manifest:
+    """What a cache holds and where it comes from.
+
+    Attributes:
+        teacher: The teacher's fingerprint, as :meth:`FrozenTeacher.fingerprint` gives it.
+        num_classes: How many classes it predicts.
+        class_names: Their names, where its checkpoint tells.
+        logits_tap: The tap that holds the logits.
+        strides: Tap name → input pixels per output cell, (vertical, horizontal).
+        align_corners: How its head relates output cells to input pixels.
+        images: SHA-256 of an image file → its ``path`` when it was read, its ``size`` (H, W) and the
+            ``sha256`` of its outputs' file. Empty until the cache is complete.
+        version: Of this format.
+    """
+
+    teacher: dict[str, Any]
+    num_classes: int
+    class_names: list[str] | None
+    logits_tap: str
+    strides: dict[str, list[int]]
+    align_corners: bool
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    version: int = _VERSION
+
+
+@dataclass
+class CachedOutputs:
+    """One image's entry.
+
+    Attributes:
+        outputs: Tap name → (C, h, w) float16.
+        geometry: (3, 3) float64, from pixels of the teacher's input to pixels of the loaded image.
+        input_shape: (H, W) of the teacher's input.
+        loaded_shape: (H, W) of the image as it was loaded.
+    """
+
+    outputs: dict[str, Tensor]
+    geometry: np.ndarray
+    input_shape: tuple[int, int]
+    loaded_shape: tuple[int, int]
+
+
+class TeacherCache:
+    """The files of a cache.
+
+    Args:
+        folder: Where they are.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._manifest: Manifest | None = None
+        self._digests: dict[str, str] = {}  # of images that this process has met
+        self._intact: set[str] = set()  # files whose content this process has verified
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest.
+
+        Raises:
+            ConfigError: There is none, or it cannot be read.
+        """
+        if self._manifest is None:
+            self._manifest = self._read_manifest()
+        return self._manifest
+
+    def has_manifest(self) -> bool:
+        """Whether a manifest was written."""
+        return (self.folder / _MANIFEST).exists()
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f'{_MANIFEST}.{os.getpid()}.part'
+        temporary.write_text(json.dumps(asdict(manifest), indent=1))
+        temporary.replace(self.folder / _MANIFEST)
+        self._manifest = manifest
+
+    def file_of(self, digest: str) -> Path:
+        """The file with the outputs for the image whose content has this SHA-256."""
+        return self.folder / f'{digest}.safetensors'
+
+    def digest(self, img_path: str) -> str:
+        """SHA-256 of an image file, worked out once in each process."""
+        if img_path not in self._digests:
+            self._digests[img_path] = hashlib.sha256(get(img_path)).hexdigest()
+        return self._digests[img_path]
+
+    def write(self, digest: str, entry: CachedOutputs) -> None:
+        """Write one image's outputs, whole or not at all.
+
+        Raises:
+            ConfigError: A value does not fit into float16.
+        """
+        outputs = {tap: output.half().contiguous() for tap, output in entry.outputs.items()}
+        for tap, output in outputs.items():
+            if not output.isfinite().all():
+                raise ConfigError(f'{tap} has values that float16 cannot hold, so it cannot be cached')
+        geometry = {
+            'geometry': entry.geometry.tolist(),
+            'input_shape': entry.input_shape,
+            'loaded_shape': entry.loaded_shape,
+        }
+        temporary = self.folder / f'{digest}.{os.getpid()}.part'
+        save_file(outputs, temporary, metadata={'bdd_seg': json.dumps(geometry)})
+        temporary.replace(self.file_of(digest))
+
+    def read(self, img_path: str) -> CachedOutputs:
+        """Read the outputs for an image.
+
+        Raises:
+            ConfigError: The image is not in the cache, or its file is missing or damaged.
+        """
+        digest = self.digest(img_path)
+        known = self.manifest.images.get(digest)
+        if known is None:
+            raise ConfigError(
+                f'image {img_path!r} is not in the cache {str(self.folder)!r}, which holds '
+                f'{len(self.manifest.images)} others: it was changed, or the cache was made from other data. '
+                'Run tools/cache_teacher.py again'
+            )
+        file = self.file_of(digest)
+        if digest not in self._intact:
+            if not file.exists():
+                raise ConfigError(f'cached outputs {str(file)!r} of {img_path!r} are missing; {_RENEW}')
+            if file_digest(file) != known['sha256']:
+                raise ConfigError(f'cached outputs {str(file)!r} of {img_path!r} are damaged; {_RENEW}')
+            self._intact.add(digest)
+        return self.read_file(digest)
+
+    def read_file(self, digest: str) -> CachedOutputs:
+        """Read a file whatever the manifest says of it.
+
+        Raises:
+            SafetensorError, OSError, KeyError, ValueError: It is not there, or cannot be read.
+        """
+        with safe_open(self.file_of(digest), framework='pt') as file:
+            outputs = {tap: file.get_tensor(tap) for tap in file.keys()}  # noqa: SIM118  not a dict
+            told = json.loads(file.metadata()['bdd_seg'])
+        return CachedOutputs(
+            outputs, np.array(told['geometry']), tuple(told['input_shape']), tuple(told['loaded_shape'])
+        )
+
+    def is_whole(self, digest: str) -> bool:
+        """Whether a file is there and can be read."""
+        try:
+            self.read_file(digest)
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return False
+        return True
+
+    def _read_manifest(self) -> Manifest:
+        path = self.folder / _MANIFEST
+        if not path.is_file():
+            raise ConfigError(
+                f'{str(self.folder)!r} is no cache of a teacher (no {_MANIFEST} in it). '
+                'Make one: python tools/cache_teacher.py CONFIG --out FOLDER'
+            )
+        try:
+            content = json.loads(path.read_text())
+            version = content['version']
+            if version == _VERSION:
+                return Manifest(**content)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f'{str(path)!r} cannot be read ({error}); delete the folder, make it again'
+            ) from error
+        raise ConfigError(
+            f'{str(path)!r} is of format {version}, this version reads {_VERSION}; make it again'
+        )
+
+
+_RENEW = 'run tools/cache_teacher.py again, it makes what is missing'
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@TRANSFORMS.register_module()
+class ReadTeacherCache(FollowGeometry):
+    """A data pipeline whose samples carry a teacher's cached outputs.
+
+    Beside what :class:`FollowGeometry` tells, a sample gets the outputs for its whole image as fields
+    ``teacher/TAP``, each (C, h, w) float16, and as metainfo ``teacher_geometry``, which takes pixels of the
+    transformed image to pixels of the teacher's input, and ``teacher_input_shape``, (H, W) of that input.
+
+    Args:
+        cache: Folder of the cache.
+        transforms: The pipeline, from loading to packing.
+
+    Raises:
+        ConfigError: While it runs: an image is not in the cache, or its file is missing or damaged, or
+            a transform that cannot be followed.
+    """
+
+    def __init__(self, cache: str, transforms: list[dict]) -> None:
+        super().__init__(transforms)
+        self.cache = TeacherCache(cache)
+
+    def transform(self, results: dict) -> dict | None:
+        packed = super().transform(results)
+        if packed is None:
+            return None
+        sample = packed['data_samples']
+        entry = self.cache.read(sample.img_path)
+        if sample.loaded_shape != entry.loaded_shape:
+            raise ConfigError(
+                f'image {sample.img_path!r} was loaded as {entry.loaded_shape} pixels when the cache was '
+                f'made, now as {sample.loaded_shape}'
+            )
+        sample.set_metainfo(
+            {
+                'teacher_geometry': np.linalg.inv(entry.geometry) @ sample.geometry,
+                'teacher_input_shape': entry.input_shape,
+            }
+        )
+        for tap, output in entry.outputs.items():
+            sample.set_field(output, f'teacher/{tap}')
+        return packed
+
+
+def read_teacher_cache(cfg: Config) -> None:
+    """Let the training data of a config bring along what its ``CachedTeacher`` answers from.
+
+    Wraps the pipelines of the training data sets in :class:`ReadTeacherCache`. Does nothing where the
+    config has no ``CachedTeacher``, or where its pipelines are wrapped already.
+
+    Args:
+        cfg: The whole config, changed in place.
+
+    Raises:
+        ConfigError: There is no such cache.
+    """
+    teacher = cfg.model.get('teacher') or {}
+    if teacher.get('type') != 'CachedTeacher':
+        return
+    if 'cache' not in teacher:
+        raise ConfigError(
+            'CachedTeacher needs model.teacher.cache: the folder that tools/cache_teacher.py wrote'
+        )
+    cache = teacher['cache']
+    TeacherCache(cache).manifest  # noqa: B018  raises where there is none
+    for settings, _ in leaf_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):
+        pipeline = settings.get('pipeline', [])
+        if pipeline and pipeline[0]['type'] != 'ReadTeacherCache':
+            settings['pipeline'] = [dict(type='ReadTeacherCache', cache=cache, transforms=pipeline)]
