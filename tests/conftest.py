@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
-from mmseg.registry import MODELS
+from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 
 import bdd_seg  # noqa: F401  registers the models
@@ -132,3 +133,23 @@ def batch() -> tuple[torch.Tensor, list[SegDataSample]]:
         sample.gt_sem_seg = PixelData(data=torch.from_numpy(label))
         samples.append(sample)
     return images, samples
+
+
+@TRANSFORMS.register_module()
+class LoadCoordinates(BaseTransform):
+    """An image that says of each of its pixels where it is: channels x, y and 1, in floating point.
+
+    Whatever resamples it bilinearly writes into each new pixel where that came from.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self.shape = height, width
+
+    def transform(self, results):
+        y, x = np.mgrid[: self.shape[0], : self.shape[1]].astype(np.float32)
+        results.update(
+            img=np.stack([x, y, np.ones_like(x)], axis=2), img_shape=self.shape, ori_shape=self.shape
+        )
+        results['gt_seg_map'] = (x // 8 % 5).astype(np.uint8)
+        results['seg_fields'].append('gt_seg_map')
+        return results

@@ -17,7 +17,7 @@ _KEYS = ('pixel_x', 'pixel_y')
 _OFFSET = 1024
 
 # Rows and columns at which a map of coordinates is looked at: more make its fit no better.
-_SAMPLES = 48
+_SAMPLES = 40
 
 
 @TRANSFORMS.register_module()
@@ -79,8 +79,8 @@ class FollowGeometry(BaseTransform):
 
 def _coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """x and y of each pixel plus an offset, as (H, W) views of a row and a column, which cost nothing."""
-    x = np.arange(_OFFSET, _OFFSET + width, dtype=np.float32)
-    y = np.arange(_OFFSET, _OFFSET + height, dtype=np.float32)
+    x = np.arange(_OFFSET, _OFFSET + width, dtype=np.uint16)
+    y = np.arange(_OFFSET, _OFFSET + height, dtype=np.uint16)
     return as_strided(x, (height, width), (0, x.itemsize)), as_strided(y, (height, width), (y.itemsize, 0))
 
 
@@ -112,7 +112,7 @@ def _step(
             f'{type(transform).__name__} moves the image but not all maps in seg_fields, so that cached '
             "outputs of a teacher cannot follow it. Use mmseg's own transform, or a live teacher"
         )
-    matrix = fit_matrix(moved[0] - _OFFSET, moved[1] - _OFFSET, image, new_image)
+    matrix = fit_matrix(*moved, image, new_image)
     if matrix is None:
         raise ConfigError(
             f'{type(transform).__name__} does more than an affine map, which cached outputs of a teacher '
@@ -127,7 +127,7 @@ def fit_matrix(
     """The affine map behind maps of coordinates that were resampled by nearest neighbour.
 
     Args:
-        source_x: (H', W') x in the source, negative for pixels that come from outside.
+        source_x: (H', W') x in the source plus the offset, below that for pixels from outside.
         source_y: (H', W') y in the source, likewise.
         source: (H, W, channels) the image before.
         image: (H', W', channels) the image after.
@@ -141,7 +141,7 @@ def fit_matrix(
         for size in (height, width)
     )
     y, x = (index.ravel() for index in np.meshgrid(rows, columns, indexing='ij'))
-    target = np.stack([source_x[y, x], source_y[y, x]], axis=1).astype(np.float64)
+    target = np.stack([source_x[y, x], source_y[y, x]], axis=1).astype(np.float64) - _OFFSET
     points = np.stack([x, y, np.ones_like(x)], axis=1)
     inside = (target >= 0).all(axis=1)
     points, target = points[inside], target[inside]
@@ -154,8 +154,9 @@ def fit_matrix(
     kept = (np.abs(target - points @ matrix[:2].T) <= reach).all(axis=1)
     if kept.mean() < 0.9:
         return None
-    points, target = points[kept], target[kept]
-    matrix[:2] = np.linalg.lstsq(points, target, rcond=None)[0].T
+    if not kept.all():
+        points, target = points[kept], target[kept]
+        matrix[:2] = np.linalg.lstsq(points, target, rcond=None)[0].T
     (x, y), (source_x, source_y) = points[:, :2].T, target.round().astype(int).T
     copied = np.array_equal(image[y, x], source[source_y, source_x])
     for axis in (0, 1):

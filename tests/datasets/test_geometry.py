@@ -3,6 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import LoadCoordinates  # noqa: F401  registers it
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import BaseTransform
@@ -10,26 +11,6 @@ from mmseg.registry import TRANSFORMS
 
 from bdd_seg.datasets.geometry import FollowGeometry
 from bdd_seg.errors import ConfigError
-
-
-@TRANSFORMS.register_module()
-class LoadCoordinates(BaseTransform):
-    """An image that says of each of its pixels where it is: channels x, y and 1, in floating point.
-
-    Whatever resamples it bilinearly writes into each new pixel where that came from.
-    """
-
-    def __init__(self, height: int, width: int) -> None:
-        self.shape = height, width
-
-    def transform(self, results):
-        y, x = np.mgrid[: self.shape[0], : self.shape[1]].astype(np.float32)
-        results.update(
-            img=np.stack([x, y, np.ones_like(x)], axis=2), img_shape=self.shape, ori_shape=self.shape
-        )
-        results['gt_seg_map'] = (x // 8 % 5).astype(np.uint8)
-        results['seg_fields'].append('gt_seg_map')
-        return results
 
 
 def load(height: int, width: int, transforms: list[dict], seed: int = 0, follow: bool = True) -> dict:

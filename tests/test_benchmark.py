@@ -1,0 +1,153 @@
+"""tools/benchmark.py at a size that says nothing about speed, but all of what else must hold."""
+
+import importlib.util
+import json
+import re
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_tools import run
+
+from bdd_seg.errors import ConfigError
+
+TOOL = ROOT / 'tools/benchmark.py'
+TEACHERS = ('', ', done plainly', ', bf16')
+NAMES = {
+    'steps': ['student alone', *(f'live teacher{ending}' for ending in TEACHERS)],
+    'teacher': [f'teacher forward{ending}' for ending in TEACHERS],
+    'loader': [
+        'loader alone',
+        'loader alone, with the cache',
+        *(f'{kind}, data loading included' for kind in ('student alone', 'live teacher', 'cached teacher')),
+    ],
+    'loss': [
+        f'{kind}, {domain}, 1x3x8x8'
+        for kind in ('naive', 'balance_divergence')
+        for domain in ('channel', 'pixel')
+    ],
+}
+
+
+@pytest.fixture(scope='module')
+def result(tiny_configs, tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp('benchmark')
+    output = run(
+        TOOL, '--config', tiny_configs['distilled'], '--device', 'cpu', '--shape', 32, 64,
+        '--repetitions', 1, '--loss-shapes', '1x3x8x8', '--out', out,
+    )  # fmt: skip
+    return {'out': out, 'output': output, **json.loads((out / 'benchmark.json').read_text())}
+
+
+@pytest.fixture
+def rows(result) -> dict[str, dict]:
+    return {row['name']: row for row in result['rows']}
+
+
+def test_every_part_has_its_rows(result, rows):
+    for part, names in NAMES.items():
+        assert sorted(row['name'] for row in result['rows'] if row['part'] == part) == sorted(names)
+    assert all(name in result['output'] for name in rows)
+    assert 'round 1 of 1' in result['output']
+    assert 'random weights' in result['output']
+
+
+def test_ratios_are_to_the_reference_of_the_same_round(rows):
+    for row in rows.values():
+        assert row['median_s'] > 0
+        assert row['q1_s'] == row['median_s'] == row['q3_s']  # of one round
+        assert row['ratio'] == pytest.approx(row['median_s'] / rows[row['reference']]['median_s'])
+    assert rows['student alone']['ratio'] == 1
+    assert {row['reference'] for row in rows.values() if row['part'] != 'loss'} == {'student alone'}
+
+
+def test_the_teacher_answers_alike_however_it_runs(rows):
+    differences = {
+        ending: rows[f'teacher forward{ending}']['details']['largest difference of the logits']
+        for ending in TEACHERS
+    }
+    assert differences[', done plainly'] == 0
+    assert 0 < differences[''] < 1e-5
+    assert differences[''] < differences[', bf16'] < 0.1
+
+
+def test_the_loss_is_the_naive_one_in_less_memory(rows):
+    for domain in ('channel', 'pixel'):
+        naive, own = (rows[f'{kind}, {domain}, 1x3x8x8'] for kind in ('naive', 'balance_divergence'))
+        assert own['details']['value off by'] < 1e-5
+        assert own['details']['gradient off by'] < 1e-5
+        assert own['peak_mib'] < naive['peak_mib']
+        multiples = naive['details']['peak in multiples of the logits']
+        assert multiples == pytest.approx(naive['peak_mib'] * 2**20 / (1 * 3 * 8 * 8 * 4))
+
+
+@pytest.fixture(scope='module')
+def benchmark():
+    """The tool as a module."""
+    spec = importlib.util.spec_from_file_location('benchmark', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['benchmark'] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_peak_counts_what_lives_at_once(benchmark):
+    mebi = 2**18  # float32
+    before = torch.ones(mebi)
+
+    def allocate() -> None:
+        first = before + 1
+        second = torch.cat([first, first])
+        del first
+        torch.cat([second, before])
+
+    for _ in range(2):  # the second profile starts from zero again
+        assert benchmark.peak_mib(benchmark.Case('steps', 'known', allocate), 'cpu') == pytest.approx(5)
+
+
+def test_ratios_are_paired_by_round(benchmark):
+    """A machine at half its speed for some rounds changes the times and not the ratio."""
+    case = benchmark.Case('steps', 'paired', print, images=6, seconds=[3.0, 6.0, 3.0, 12.0, 6.0])
+    row = benchmark.summary(case, np.array([2.0, 4.0, 2.0, 8.0, 4.0]), 1)
+    assert (row.q1_s, row.median_s, row.q3_s) == (3, 6, 6)
+    assert (row.ratio_q1, row.ratio, row.ratio_q3) == (1.5, 1.5, 1.5)
+    assert row.details == {'images per second': 1}
+
+
+def test_the_plot_is_a_picture_and_the_table_has_every_row(result, benchmark, monkeypatch, capsys):
+    height, width = matplotlib.image.imread(result['out'] / 'benchmark.png').shape[:2]
+    assert width == 990 and height > 500
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--table', str(result['out'] / 'benchmark.json')])
+    benchmark.main()
+    head, rule, *lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip('|').split(' | ')] for line in (head, *lines)]
+    assert cells[0] == ['part', 'what', 'ms (quartiles)', 'ratio (quartiles)', 'peak MiB', 'further']
+    assert set(rule) == set('| :-')
+    assert [row[:2] for row in cells[1:]] == [[row['part'], row['name']] for row in result['rows']]
+    assert cells[1][2].startswith(f'{1000 * result["rows"][0]["median_s"]:.1f} (')
+    assert cells[1][3] == '1.00 (1.00 to 1.00)'
+
+
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        (['--batch', '1'], '--batch must be at least 2, got 1'),
+        (['--config', 'student'], "distils nothing: its model has the type 'EncoderDecoder'"),
+        (['--config', 'distilled', '--shape', '8', '16'], '--shape: scenes are drawn at twice this size'),
+    ],
+)
+def test_wrong_arguments_are_told(benchmark, monkeypatch, tiny_configs, tmp_path, arguments, expected):
+    arguments = [str(tiny_configs.get(argument, argument)) for argument in arguments]
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments, '--device', 'cpu'])
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        benchmark.adapted_config(benchmark.parse_args(), tmp_path, [])
+
+
+def test_a_file_that_is_no_result_is_told(benchmark, tmp_path):
+    (tmp_path / 'other.json').write_text('{"rows": [{"name": 1}]}')
+    for name in ('absent.json', 'other.json'):
+        with pytest.raises(ConfigError, match=f'{name} is no result of this tool'):
+            benchmark.read_results(tmp_path / name)
