@@ -48,8 +48,10 @@ def main() -> None:
     cfg = config_from(args)
     init_default_scope('mmseg')
     MMLogger.get_instance('mmengine', log_level=logging.WARNING)
-    if args.launcher != 'none':
-        init_dist(args.launcher, backend='nccl' if get_device() == 'cuda' else 'gloo')
+    if args.launcher != 'none' and get_device() == 'cpu':
+        torch.distributed.init_process_group('gloo')  # mmengine's own insists on a GPU
+    elif args.launcher != 'none':
+        init_dist(args.launcher)
     check_datasets(cfg, 'train_dataloader')
     model = build_model(cfg, args.taps)
     cache = TeacherCache(args.out or Path(cfg.work_dir) / 'teacher_cache')
@@ -57,6 +59,9 @@ def main() -> None:
     previous = check_previous(cache, model)
     cache.folder.mkdir(parents=True, exist_ok=True)
     write_outputs(cache, model, images, previous, args.workers)
+    if torch.distributed.is_initialized():
+        barrier()
+        torch.distributed.destroy_process_group()
 
 
 class Images(Dataset):
@@ -146,7 +151,8 @@ def write_outputs(
         cache.write(digest, outputs)
         sha256 = file_digest(cache.file_of(digest))
         entries[digest] = {'path': path, 'size': list(outputs.loaded_shape), 'sha256': sha256}
-    everything = {digest: entry for share in all_gather_object(entries) for digest, entry in share.items()}
+    shares = all_gather_object(entries)
+    everything = {digest: entry for share in shares for digest, entry in share.items()}
     if is_main_process():
         assert manifest is not None  # the first image is this process's
         cache.write_manifest(dataclasses.replace(manifest, images={**previous, **everything}))

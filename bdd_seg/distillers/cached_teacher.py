@@ -34,6 +34,8 @@ class CachedTeacher(Teacher):
             with a live teacher. The cache must then come from that very teacher.
     """
 
+    gives_masks = True
+
     def __init__(self, cache: str, check_class_names: bool = True, **teacher: Any) -> None:
         super().__init__(check_class_names)
         self.cache = TeacherCache(cache)

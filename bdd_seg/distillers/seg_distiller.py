@@ -1,5 +1,6 @@
 """Segmentors that learn from a teacher while they train, and are plain segmentors otherwise."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +22,14 @@ class SegDistiller(EncoderDecoder):
     teacher is built when training starts (``init_weights``, or the first ``loss``), never for testing.
 
     Args:
-        teacher: Arguments of :class:`~bdd_seg.distillers.FrozenTeacher`: ``config`` and ``checkpoint``.
+        teacher: Arguments of :class:`~bdd_seg.distillers.FrozenTeacher`: ``config`` and ``checkpoint``. Or,
+            with ``type='CachedTeacher'``, of that: ``cache``.
         distill_losses: A loss config each, with two optional keys beside the loss's own arguments:
             ``student_tap`` and ``teacher_tap``, the dotted names of the modules whose outputs are
             compared. By default the logits of the (last) decode head, ``decode_head.conv_seg``.
             A loss is a module with a ``loss_name``, called as ``loss(student_output, teacher_output,
-            seg_label=labels, align_corners=flag)``, and appears in the log as ``distill.<loss_name>``.
+            seg_label=labels, align_corners=flag)``, with a cached teacher also ``mask=known``, and appears
+            in the log as ``distill.<loss_name>``.
         **segmentor: Arguments of the student's own class.
 
     Raises:
@@ -123,6 +126,15 @@ class SegDistiller(EncoderDecoder):
                 raise ConfigError(
                     f"{kind} needs a loss_name that contains 'loss', or mmengine leaves it out of the total; "
                     f'got {name!r}'
+                )
+            parameters = inspect.signature(loss.forward).parameters.values()
+            if self.teacher.gives_masks and not any(
+                parameter.name == 'mask' or parameter.kind is parameter.VAR_KEYWORD
+                for parameter in parameters
+            ):
+                raise ConfigError(
+                    f'{kind}.forward takes no mask, which says where the {type(self.teacher).__name__} knows '
+                    'an answer. Give it that argument, or use a live teacher'
                 )
             if loss.state_dict():
                 raise ConfigError(f"{kind} holds weights, which would get into the student's checkpoints")

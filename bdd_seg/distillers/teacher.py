@@ -24,6 +24,9 @@ class Teacher(ABC):
             student's data set.
     """
 
+    gives_masks = False
+    """Whether answers can be unknown somewhere, so that losses must take a mask."""
+
     def __init__(self, check_class_names: bool = True) -> None:
         self.check_class_names = check_class_names
         self.logits_tap = ''

@@ -215,6 +215,13 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
         ),
         ({'distill_losses': [{'type': 'BDDLoss', 'teacher_tap': 'backbone.layer9'}]}, r'backbone\.layer4'),
         ({'teacher': {'chekpoint': 'a.pth'}}, 'teacher cannot be built.*chekpoint'),
+        (
+            {
+                'teacher': {'type': 'CachedTeacher', 'cache': 'cache'},
+                'distill_losses': [{'type': 'RecordingLoss'}],
+            },
+            r'RecordingLoss.forward takes no mask.*CachedTeacher',
+        ),
     ],
 )
 def test_wrong_settings_are_named(tiny_configs, changes, message):

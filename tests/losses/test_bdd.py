@@ -48,6 +48,24 @@ def test_ignored_labels_are_left_out(logits):
     assert masked(student, teacher, torch.full((2, 24, 32), 255)).item() == 0
 
 
+def test_unknown_answers_are_left_out(logits):
+    student, _ = logits
+    teacher = torch.randn(2, 5, 12, 16)
+    known = torch.ones(2, 12, 16, dtype=torch.bool)
+    known[0, 6:] = False
+    mask = torch.ones(2, 6, 8, dtype=torch.bool)
+    mask[0, 3:] = False
+    resized = F.interpolate(teacher, (6, 8), mode='bilinear')
+    expected = 3 * balance_divergence(student, resized, mask=mask)
+    assert torch.equal(BDDLoss()(student, teacher, mask=known), expected)
+    assert not torch.equal(BDDLoss()(student, teacher), expected)
+    seg_label = torch.zeros(2, 6, 8, dtype=torch.long)
+    seg_label[1, :, 4:] = 255
+    mask[1, :, 4:] = False
+    both = BDDLoss(mask_ignored=True)(student, teacher, seg_label, mask=known)
+    assert torch.equal(both, 3 * balance_divergence(student, resized, mask=mask))
+
+
 def test_wrong_settings():
     with pytest.raises(ValueError, match='domain must be one of'):
         BDDLoss(domain='space')
