@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import ROOT, build
 from mmengine.config import Config
+from mmseg.registry import DATASETS
 from test_tools import MMSEG_TOOLS, TRAIN, complaint, logged, run, train, weights
 
-from bdd_seg.datasets import TeacherCache
+from bdd_seg.datasets import TeacherCache, read_teacher_cache
 from bdd_seg.engine import load_config
 
 TOOL = ROOT / 'tools/cache_teacher.py'
@@ -132,6 +133,14 @@ def test_an_interrupted_run_goes_on(cache, made, tiny_configs, monkeypatch, caps
     assert TeacherCache(cache).manifest == TeacherCache(made[0]).manifest
 
 
+def test_outputs_without_a_manifest_are_not_trusted(cache, made, tiny_configs, monkeypatch, capsys):
+    """Nothing tells which teacher made them."""
+    (cache / 'manifest.json').unlink()
+    main(monkeypatch, tiny_configs['distilled'], '--out', cache, '--workers', 0)
+    assert '8 images run, 0 were there already' in capsys.readouterr().out
+    assert TeacherCache(cache).manifest == TeacherCache(made[0]).manifest
+
+
 def test_two_processes_share_the_work(made, tiny_configs, tmp_path):
     torchrun = ['-m', 'torch.distributed.run', '--nproc-per-node=2', '--master-port=29513']
     output = run(
@@ -149,9 +158,26 @@ def test_several_taps(tiny_configs, tmp_path, monkeypatch, capsys):
         capsys.readouterr().out.split()
     )
     assert TeacherCache(tmp_path).manifest.strides == {'backbone.layer1': [4, 4], LOGITS: [8, 8]}
-    assert 'holds backbone.layer1, decode_head.conv_seg, asked for is decode_head.conv_seg' in complaint(
-        monkeypatch, TOOL, *arguments
+    assert (
+        "its outputs was ['backbone.layer1', 'decode_head.conv_seg'], is now ['decode_head.conv_seg']"
+        in complaint(monkeypatch, TOOL, *arguments)
     )
+
+
+def test_training_takes_along_what_its_losses_want(tiny_configs, tmp_path, monkeypatch):
+    main(
+        monkeypatch, tiny_configs['distilled'], '--out', tmp_path, '--workers', 0, '--taps', 'backbone.layer1'
+    )
+    cfg = load_config(tiny_configs['distilled'])
+    cfg.model.teacher.update(type='CachedTeacher', cache=str(tmp_path))
+    for taps, losses in (
+        ([LOGITS], [dict(type='BDDLoss')]),
+        (['backbone.layer1', LOGITS], [dict(type='BDDLoss', teacher_tap='backbone.layer1')]),
+    ):
+        cfg.model.distill_losses = losses
+        read_teacher_cache(cfg)
+        sample = DATASETS.build(cfg.train_dataloader.dataset)[0]['data_samples']
+        assert [tap for tap in ['backbone.layer1', LOGITS] if f'teacher/{tap}' in sample] == taps
 
 
 def test_wrong_input_of_the_tool(cache, tiny_configs, tmp_path, monkeypatch):
@@ -161,8 +187,16 @@ def test_wrong_input_of_the_tool(cache, tiny_configs, tmp_path, monkeypatch):
     torch.save(content, other)
     options = ['--cfg-options', f'model.teacher.checkpoint={other}']
     message = complaint(monkeypatch, TOOL, tiny_configs['distilled'], '--out', cache, *options)
-    assert re.search('holds outputs of another teacher: its checkpoint was .*Delete that folder', message)
+    assert re.search('holds something else: its checkpoint was .*Delete that folder', message)
     assert 'has no model.teacher' in complaint(monkeypatch, TOOL, tiny_configs['student'])
+    options = ['--cfg-options', 'val_dataloader.dataset.pipeline.0.to_float32=True']
+    message = complaint(monkeypatch, TOOL, tiny_configs['distilled'], '--out', cache, *options)
+    assert 'its pipeline was' in message
+    options = ['--cfg-options', 'val_dataloader=None']
+    assert 'has no val_dataloader' in complaint(monkeypatch, TOOL, tiny_configs['distilled'], *options)
+    (tmp_path / 'file').touch()
+    message = complaint(monkeypatch, TOOL, tiny_configs['distilled'], '--out', tmp_path / 'file')
+    assert re.search("'.*file' cannot be written", message)
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10, 9, 1))
     message = complaint(
         monkeypatch, TOOL, tiny_configs['distilled'], '--out', tmp_path / 'new', '--workers', 0
@@ -200,7 +234,9 @@ def test_mmsegs_own_tool_says_what_is_missing(made, tiny_configs, tmp_path):
     output = train(
         tiny_configs['distilled'], tmp_path, *cached(made[0]), tool=MMSEG_TOOLS / 'train.py', expect=1
     )
-    assert 'the training data brings no cached outputs. Train with the tools/train.py' in output
+    assert re.search(
+        'the training data brings no cached outputs of cache .*. Train with the tools/train.py', output
+    )
 
 
 def test_the_pipeline_can_be_wrapped_by_hand(made, tiny_configs, tmp_path):

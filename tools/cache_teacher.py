@@ -6,6 +6,7 @@ model.teacher.cache=FOLDER. An interrupted run goes on where it stopped; so does
 
 import argparse
 import dataclasses
+import json
 import logging
 import shutil
 import sys
@@ -53,12 +54,11 @@ def main() -> None:
     elif args.launcher != 'none':
         init_dist(args.launcher)
     check_datasets(cfg, 'train_dataloader')
+    images = Images(cfg)
     model = build_model(cfg, args.taps)
     cache = TeacherCache(args.out or Path(cfg.work_dir) / 'teacher_cache')
-    images = Images(cfg)
-    previous = check_previous(cache, model)
-    cache.folder.mkdir(parents=True, exist_ok=True)
-    write_outputs(cache, model, images, previous, args.workers)
+    manifest = open_cache(cache, describe(model, images))
+    write_outputs(cache, manifest, model, images, args.workers)
     if torch.distributed.is_initialized():
         barrier()
         torch.distributed.destroy_process_group()
@@ -68,14 +68,19 @@ class Images(Dataset):
     """The whole training images, each once, transformed as the validation images are."""
 
     def __init__(self, cfg: Config) -> None:
+        if cfg.get('val_dataloader') is None:
+            raise ConfigError(f'{cfg.filename} has no val_dataloader, whose pipeline loads the whole images')
         validation, _ = next(leaf_datasets(cfg.val_dataloader.dataset, 'val_dataloader.dataset'))
-        pipeline = [dict(type='FollowGeometry', transforms=validation['pipeline'])]
+        self.transforms = validation['pipeline']
+        pipeline = [dict(type='FollowGeometry', transforms=self.transforms)]
         self._samples: dict[str, tuple[Any, int]] = {}
         for settings, _ in leaf_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):
             dataset = DATASETS.build({**settings, 'pipeline': pipeline, 'test_mode': True})
             for i in range(len(dataset)):
                 self._samples[dataset.get_data_info(i)['img_path']] = dataset, i
         self.paths = list(self._samples)
+        if not self.paths:
+            raise ConfigError(f'{cfg.filename}: there is no training image')
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -97,66 +102,90 @@ def build_model(cfg: Config, taps: list[str]) -> SegDistiller:
     return model.to(get_device())
 
 
-def check_previous(cache: TeacherCache, model: SegDistiller) -> dict[str, dict[str, Any]]:
-    """What an earlier run has finished, if it was of the same teacher."""
-    if not cache.has_manifest():
-        return {}
-    earlier, now = cache.manifest.teacher, model.teacher.fingerprint()
-    for key, value in now.items():
-        if earlier.get(key) != value:
+def describe(model: SegDistiller, images: Images) -> Manifest:
+    """The manifest of a cache that has no image yet."""
+    teacher, side = model.teacher, 256
+    outputs, _ = teacher(torch.randn(1, 3, side, side, device=get_device()))
+    transforms = [
+        *images.transforms,
+        {'type': 'SegDataPreProcessor', 'test_cfg': model.data_preprocessor.test_cfg},
+    ]
+    return Manifest(
+        teacher=teacher.fingerprint(),
+        num_classes=teacher.model.out_channels,
+        class_names=None if teacher.class_names is None else list(teacher.class_names),
+        logits_tap=teacher.logits_tap,
+        strides={tap: [side // cells for cells in output.shape[2:]] for tap, output in outputs.items()},
+        align_corners=teacher.model.align_corners,
+        pipeline=json.loads(json.dumps(transforms, default=str)),
+    )
+
+
+def open_cache(cache: TeacherCache, fresh: Manifest) -> Manifest:
+    """The manifest of an earlier run that made the same, or else the fresh one, which is then written.
+
+    From here on a folder's files belong to its manifest.
+
+    Raises:
+        ConfigError: The folder holds something else, or cannot be written.
+    """
+    barrier()
+    found = cache.has_manifest()
+    barrier()  # nobody writes before everybody has looked
+    if not found:
+        if is_main_process():
+            try:
+                cache.folder.mkdir(parents=True, exist_ok=True)
+                for leftover in [*cache.folder.glob('*.safetensors'), *cache.folder.glob('*.part')]:
+                    leftover.unlink()
+                cache.write_manifest(fresh)
+            except OSError as error:
+                raise ConfigError(f'{str(cache.folder)!r} cannot be written: {error}') from error
+        return fresh
+    earlier = cache.manifest
+    for what, was, now in [
+        *((key, earlier.teacher.get(key), value) for key, value in fresh.teacher.items()),
+        ('outputs', sorted(earlier.strides), sorted(fresh.strides)),
+        ('pipeline', earlier.pipeline, fresh.pipeline),
+    ]:
+        if was != now:
             raise ConfigError(
-                f'{str(cache.folder)!r} holds outputs of another teacher: its {key} was {earlier.get(key)}, '
-                f'is now {value}. Delete that folder, or choose another --out'
+                f'{str(cache.folder)!r} holds something else: its {what} was {was}, is now {now}. '
+                'Delete that folder, or choose another --out'
             )
-    if set(cache.manifest.strides) != set(model.teacher.taps):
-        raise ConfigError(
-            f'{str(cache.folder)!r} holds {", ".join(cache.manifest.strides)}, asked for is '
-            f'{", ".join(model.teacher.taps)}. Choose another --out'
-        )
-    return cache.manifest.images
+    return earlier
 
 
 def write_outputs(
-    cache: TeacherCache,
-    model: SegDistiller,
-    images: Images,
-    previous: dict[str, dict[str, Any]],
-    workers: int,
+    cache: TeacherCache, manifest: Manifest, model: SegDistiller, images: Images, workers: int
 ) -> None:
     """Write what is missing, each process its share, and then the complete manifest."""
     rank, processes = get_dist_info()
-    entries: dict[str, dict[str, Any]] = {}
-    todo = []
     silent = not is_main_process()
+    found: dict[str, dict[str, Any]] = {}
+    missing = []
     for i in track(range(rank, len(images), processes), 'Looking for what is there', disable=silent):
         digest = cache.digest(images.paths[i])
-        entry = finished(cache, digest, previous.get(digest))
+        entry = finished(cache, digest, manifest.images.get(digest))
         if entry is None:
-            todo.append(i)
+            missing.append(i)
         else:
-            entries[digest] = {**entry, 'path': images.paths[i]}
-    missing = sum(all_gather_object(len(todo)))
-    loader = DataLoader(Subset(images, todo), num_workers=workers, collate_fn=pseudo_collate)
-    manifest = cache.manifest if cache.has_manifest() else None
-    barrier()  # nobody writes before everybody has looked
-    for count, data in enumerate(track(loader, 'Running the teacher', total=len(todo), disable=silent)):
+            found[digest] = {**entry, 'path': images.paths[i]}
+    todo = sorted(i for share in all_gather_object(missing) for i in share)
+    loader = DataLoader(Subset(images, todo[rank::processes]), num_workers=workers, collate_fn=pseudo_collate)
+    for count, data in enumerate(track(loader, 'Running the teacher', disable=silent)):
         path, outputs = run(model, data)
         if count == 0:
-            announce(cache.folder, outputs, missing, len(images))
-            if manifest is None:
-                manifest = describe(model, outputs)
-                if is_main_process():
-                    cache.write_manifest(manifest)
+            announce(cache.folder, outputs, len(todo), len(images))
         digest = cache.digest(path)
         cache.write(digest, outputs)
         sha256 = file_digest(cache.file_of(digest))
-        entries[digest] = {'path': path, 'size': list(outputs.loaded_shape), 'sha256': sha256}
-    shares = all_gather_object(entries)
+        found[digest] = {'path': path, 'size': list(outputs.loaded_shape), 'sha256': sha256}
+    shares = all_gather_object(found)
     everything = {digest: entry for share in shares for digest, entry in share.items()}
     if is_main_process():
-        assert manifest is not None  # the first image is this process's
-        cache.write_manifest(dataclasses.replace(manifest, images={**previous, **everything}))
-        print(f'{cache.folder}: {missing} images run, {len(images) - missing} were there already')
+        cache.write_manifest(dataclasses.replace(manifest, images={**manifest.images, **everything}))
+        print(f'{cache.folder}: {len(todo)} images run, {len(images) - len(todo)} were there already')
 
 
 def finished(cache: TeacherCache, digest: str, known: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -183,24 +212,6 @@ def run(model: SegDistiller, data: dict[str, Any]) -> tuple[str, CachedOutputs]:
         sample.geometry,
         tuple(inputs.shape[2:]),
         tuple(sample.loaded_shape),
-    )
-
-
-def describe(model: SegDistiller, outputs: CachedOutputs) -> Manifest:
-    teacher = model.teacher
-    strides = {
-        tap: [
-            round(length / cells) for length, cells in zip(outputs.input_shape, output.shape[1:], strict=True)
-        ]
-        for tap, output in outputs.outputs.items()
-    }
-    return Manifest(
-        teacher=teacher.fingerprint(),
-        num_classes=teacher.model.out_channels,
-        class_names=None if teacher.class_names is None else list(teacher.class_names),
-        logits_tap=teacher.logits_tap,
-        strides=strides,
-        align_corners=teacher.model.align_corners,
     )
 
 

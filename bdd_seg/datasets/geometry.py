@@ -102,7 +102,7 @@ def _step(
         labels_kept = (
             labels is None or new_labels is None or new_labels is labels or np.array_equal(labels, new_labels)
         )
-        if new_image.shape == image.shape and labels_kept:
+        if new_image.shape[:2] == image.shape[:2] and labels_kept:
             return np.eye(3)
         height, width = image.shape[:2]
         if np.array_equal(new_image[:height, :width], image):
@@ -146,9 +146,12 @@ def fit_matrix(
     inside = (target >= 0).all(axis=1)
     points, target = points[inside], target[inside]
     if len(points) == 0:
-        return np.eye(3)  # nothing of the source is left, so nothing will be read from it
+        return np.array([[1, 0, -1e6], [0, 1, -1e6], [0, 0, 1]])  # nothing of the source is left
     matrix = np.eye(3)
-    matrix[:2] = np.linalg.lstsq(points, target, rcond=None)[0].T
+    solution, _, rank, _ = np.linalg.lstsq(points, target, rcond=None)
+    if rank < 3 and min(height, width) > 1:
+        return None
+    matrix[:2] = solution.T
     # Interpolation may have mixed coordinates with what lies outside: leave those few out.
     reach = 1 + np.abs(matrix[:2, :2]).sum(axis=1)
     kept = (np.abs(target - points @ matrix[:2].T) <= reach).all(axis=1)
@@ -182,6 +185,6 @@ def _resized(row: np.ndarray, axis: int, size: int, source_size: int) -> np.ndar
     exact[axis], exact[2] = scale, (scale - 1) / 2
     if abs(row[axis] - scale) * size < 1.5 and abs(row[2] - exact[2]) < 1 + scale / 2:
         return exact
-    # Resized and cropped by one transform.
+    # Resized and cropped by one transform: to less than a pixel, since ⌊·⌋ takes away about a half.
     exact[axis], exact[2] = row[axis], row[2] + abs(row[axis]) / 2
     return exact

@@ -7,6 +7,7 @@ content of the image: the data may move, and a changed image is noticed.
 import hashlib
 import json
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Manifest:
         logits_tap: The tap that holds the logits.
         strides: Tap name → input pixels per output cell, (vertical, horizontal).
         align_corners: How its head relates output cells to input pixels.
+        pipeline: The settings of what made its input of an image file.
         images: SHA-256 of an image file → its ``path`` when it was read, its ``size`` (H, W) and the
             ``sha256`` of its outputs' file. Empty until the cache is complete.
         version: Of this format.
@@ -49,6 +51,7 @@ class Manifest:
     logits_tap: str
     strides: dict[str, list[int]]
     align_corners: bool
+    pipeline: list[dict[str, Any]]
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     version: int = _VERSION
 
@@ -132,11 +135,15 @@ class TeacherCache:
             'loaded_shape': entry.loaded_shape,
         }
         temporary = self.folder / f'{digest}.{os.getpid()}.part'
-        save_file(outputs, temporary, metadata={'bdd_seg': json.dumps(geometry)})
-        temporary.replace(self.file_of(digest))
+        try:
+            save_file(outputs, temporary, metadata={'bdd_seg': json.dumps(geometry)})
+            temporary.replace(self.file_of(digest))
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise ConfigError(f'{str(self.file_of(digest))!r} cannot be written: {error}') from error
 
-    def read(self, img_path: str) -> CachedOutputs:
-        """Read the outputs for an image.
+    def read(self, img_path: str, taps: Collection[str] | None = None) -> CachedOutputs:
+        """Read the outputs for an image: of the given taps, or of all.
 
         Raises:
             ConfigError: The image is not in the cache, or its file is missing or damaged.
@@ -156,16 +163,16 @@ class TeacherCache:
             if file_digest(file) != known['sha256']:
                 raise ConfigError(f'cached outputs {str(file)!r} of {img_path!r} are damaged; {_RENEW}')
             self._intact.add(digest)
-        return self.read_file(digest)
+        return self.read_file(digest, taps)
 
-    def read_file(self, digest: str) -> CachedOutputs:
+    def read_file(self, digest: str, taps: Collection[str] | None = None) -> CachedOutputs:
         """Read a file whatever the manifest says of it.
 
         Raises:
             SafetensorError, OSError, KeyError, ValueError: It is not there, or cannot be read.
         """
         with safe_open(self.file_of(digest), framework='pt') as file:
-            outputs = {tap: file.get_tensor(tap) for tap in file.keys()}  # noqa: SIM118  not a dict
+            outputs = {tap: file.get_tensor(tap) for tap in (file.keys() if taps is None else taps)}
             told = json.loads(file.metadata()['bdd_seg'])
         return CachedOutputs(
             outputs, np.array(told['geometry']), tuple(told['input_shape']), tuple(told['loaded_shape'])
@@ -213,28 +220,31 @@ class ReadTeacherCache(FollowGeometry):
     """A data pipeline whose samples carry a teacher's cached outputs.
 
     Beside what :class:`FollowGeometry` tells, a sample gets the outputs for its whole image as fields
-    ``teacher/TAP``, each (C, h, w) float16, and as metainfo ``teacher_geometry``, which takes pixels of the
-    transformed image to pixels of the teacher's input, and ``teacher_input_shape``, (H, W) of that input.
+    ``teacher/TAP``, each (C, h, w) float16, and as metainfo ``teacher_cache``, where they come from,
+    ``teacher_geometry``, which takes pixels of the transformed image to pixels of the teacher's input, and
+    ``teacher_input_shape``, (H, W) of that input.
 
     Args:
         cache: Folder of the cache.
         transforms: The pipeline, from loading to packing.
+        taps: Which of the cached outputs to bring along; all by default.
 
     Raises:
         ConfigError: While it runs: an image is not in the cache, or its file is missing or damaged, or
             a transform that cannot be followed.
     """
 
-    def __init__(self, cache: str, transforms: list[dict]) -> None:
+    def __init__(self, cache: str, transforms: list[dict], taps: Sequence[str] | None = None) -> None:
         super().__init__(transforms)
         self.cache = TeacherCache(cache)
+        self.taps = taps
 
     def transform(self, results: dict) -> dict | None:
         packed = super().transform(results)
         if packed is None:
             return None
         sample = packed['data_samples']
-        entry = self.cache.read(sample.img_path)
+        entry = self.cache.read(sample.img_path, self.taps)
         if sample.loaded_shape != entry.loaded_shape:
             raise ConfigError(
                 f'image {sample.img_path!r} was loaded as {entry.loaded_shape} pixels when the cache was '
@@ -242,6 +252,7 @@ class ReadTeacherCache(FollowGeometry):
             )
         sample.set_metainfo(
             {
+                'teacher_cache': str(self.cache.folder),
                 'teacher_geometry': np.linalg.inv(entry.geometry) @ sample.geometry,
                 'teacher_input_shape': entry.input_shape,
             }
@@ -255,7 +266,7 @@ def read_teacher_cache(cfg: Config) -> None:
     """Let the training data of a config bring along what its ``CachedTeacher`` answers from.
 
     Wraps the pipelines of the training data sets in :class:`ReadTeacherCache`. Does nothing where the
-    config has no ``CachedTeacher``, or where its pipelines are wrapped already.
+    config has no ``CachedTeacher``.
 
     Args:
         cfg: The whole config, changed in place.
@@ -270,9 +281,12 @@ def read_teacher_cache(cfg: Config) -> None:
         raise ConfigError(
             'CachedTeacher needs model.teacher.cache: the folder that tools/cache_teacher.py wrote'
         )
-    cache = teacher['cache']
-    TeacherCache(cache).manifest  # noqa: B018  raises where there is none
+    cache = str(teacher['cache'])
+    manifest = TeacherCache(cache).manifest
+    wanted = {loss.get('teacher_tap') or manifest.logits_tap for loss in cfg.model.get('distill_losses', [])}
+    taps = sorted((wanted | {manifest.logits_tap}) & manifest.strides.keys())
     for settings, _ in leaf_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):
         pipeline = settings.get('pipeline', [])
-        if pipeline and pipeline[0]['type'] != 'ReadTeacherCache':
-            settings['pipeline'] = [dict(type='ReadTeacherCache', cache=cache, transforms=pipeline)]
+        if pipeline and pipeline[0]['type'] == 'ReadTeacherCache':  # the config that an earlier run dumped
+            pipeline = pipeline[0]['transforms']
+        settings['pipeline'] = [dict(type='ReadTeacherCache', cache=cache, taps=taps, transforms=pipeline)]

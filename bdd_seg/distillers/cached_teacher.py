@@ -83,12 +83,13 @@ class CachedTeacher(Teacher):
             data_samples: N samples of a :class:`~bdd_seg.datasets.ReadTeacherCache` pipeline.
 
         Raises:
-            ConfigError: The samples bring no cached outputs.
+            ConfigError: The samples bring no outputs of this cache.
         """
-        if any('teacher_geometry' not in sample for sample in data_samples):
+        if any(sample.get('teacher_cache') != str(self.cache.folder) for sample in data_samples):
             raise ConfigError(
-                'the training data brings no cached outputs. Train with the tools/train.py of this package, '
-                'or wrap the pipeline: dict(type="ReadTeacherCache", cache=FOLDER, transforms=[...])'
+                f'the training data brings no cached outputs of {self.describe()}. Train with the '
+                'tools/train.py of this package, or wrap the pipeline: '
+                'dict(type="ReadTeacherCache", cache=FOLDER, transforms=[...])'
             )
         manifest = self.cache.manifest
         crop = inputs.shape[2:]

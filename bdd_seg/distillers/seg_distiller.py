@@ -85,9 +85,10 @@ class SegDistiller(EncoderDecoder):
         """
         self._require_teacher()
         self.teacher.check_data()
+        # Before the student fills the memory with what its backward pass needs.
+        teacher_outputs, masks = self.teacher(inputs, data_samples)
         with Tap(self, [student_tap for student_tap, _ in self._taps]) as student_outputs:
             losses = super().loss(inputs, data_samples)
-        teacher_outputs, masks = self.teacher(inputs, data_samples)
         logits = self.teacher.logits_tap
         seg_label = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
         for loss, (student_tap, teacher_tap) in zip(self.distill_losses, self._taps, strict=True):

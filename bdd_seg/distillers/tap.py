@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -28,8 +29,9 @@ class Tap:
         names: Dotted module names, as ``model.named_modules()`` gives them.
 
     Raises:
-        ConfigError: A name that is no module of the network (on creation), a module that did not run or
-            whose output is not one tensor (when the ``with`` block ends). It lists names nearby.
+        ConfigError: A name that is no module of the network (on creation), a module that did not run,
+            whose output is not one tensor, or is changed in place by a later one (when the ``with`` block
+            ends). It lists names nearby.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
@@ -44,10 +46,13 @@ class Tap:
 
     def __enter__(self) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
         for name, module in self._modules.items():
 
             def capture(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
                 outputs[name] = output
+                if isinstance(output, Tensor) and not torch.is_inference_mode_enabled():
+                    self._versions[name] = output._version
 
             self._handles.append(module.register_forward_hook(capture))
         self._outputs = outputs
@@ -69,6 +74,9 @@ class Tap:
             if not isinstance(self._outputs[name], Tensor):
                 kind = type(self._outputs[name]).__name__
                 raise ConfigError(self._explain(name, f'puts out a {kind}, not one tensor'))
+            if name in self._versions and self._outputs[name]._version != self._versions[name]:
+                problem = 'puts out a tensor that is then changed in place; tap the layer that changes it'
+                raise ConfigError(self._explain(name, problem))
 
     def _explain(self, name: str, problem: str) -> str:
         model = type(self._model).__name__

@@ -24,7 +24,7 @@ DOMAINS = {'pixel': 1, 'channel': 2}
 # Logits worked on at a time. On a CPU the temporaries of one block stay in the cache; an accelerator
 # wants few, large kernels instead.
 _BLOCK = {'cpu': 2**18}
-_BLOCK_ACCELERATOR = 2**24
+_BLOCK_ACCELERATOR = 2**22
 
 # Written over logits that do not count. Low enough to vanish from a softmax that has anything else in
 # it, and the same for both networks, so that a distribution with nothing else in it has divergence 0.
@@ -76,7 +76,13 @@ def balance_divergence(
     if tau_forward == tau_reverse:
         terms = [(tau_forward, forward_weight, reverse_weight)]
     terms = [term for term in terms if any(term[1:])] or terms[:1]
-    return _BalanceDivergence.apply(student_logits, teacher_logits.detach(), mask, DOMAINS[domain], terms)
+    teacher_logits = teacher_logits.detach()
+    if teacher_logits.is_inference():  # which autograd cannot keep
+        teacher_logits = teacher_logits.clone()
+    with_gradient = student_logits.requires_grad and torch.is_grad_enabled()
+    return _BalanceDivergence.apply(
+        student_logits, teacher_logits, mask, DOMAINS[domain], terms, with_gradient
+    )
 
 
 class _BalanceDivergence(torch.autograd.Function):
@@ -90,10 +96,9 @@ class _BalanceDivergence(torch.autograd.Function):
         mask: Tensor | None,
         dim: int,
         terms: list[tuple[float, float, float]],
+        with_gradient: bool,
     ) -> Tensor:
-        total, gradient = _evaluate(
-            student_logits, teacher_logits, mask, dim, terms, with_gradient=ctx.needs_input_grad[0]
-        )
+        total, gradient = _evaluate(student_logits, teacher_logits, mask, dim, terms, with_gradient)
         count = _count_distributions(student_logits.shape, dim, mask)
         ctx.save_for_backward(student_logits, teacher_logits, mask)
         ctx.gradient, ctx.count, ctx.dim, ctx.terms = gradient, count, dim, terms
@@ -109,7 +114,7 @@ class _BalanceDivergence(torch.autograd.Function):
         if gradient is None:
             _, gradient = _evaluate(student_logits, teacher_logits, mask, ctx.dim, ctx.terms, True)
         gradient = gradient.mul_(grad_output / ctx.count).to(student_logits.dtype)
-        return gradient.view(student_logits.shape), None, None, None, None
+        return gradient.view(student_logits.shape), None, None, None, None, None
 
 
 def _evaluate(

@@ -97,6 +97,7 @@ def test_following_changes_no_image_and_no_label(shape, transforms, seed):
         dict(type='PhotoMetricDistortion'),
         dict(type='GenerateEdge'),
         dict(type='SegRescale', scale_factor=0.5),
+        dict(type='RGB2Gray', out_channels=1),
     ],
     ids=lambda transform: transform['type'],
 )
@@ -136,6 +137,14 @@ class Bend(BaseTransform):
             rows = [np.roll(row, int(12 * np.sin(i / 6)), axis=0) for i, row in enumerate(results[key])]
             results[key] = np.stack(rows)
         return results
+
+
+def test_too_little_to_tell_a_map_from_is_an_error():
+    """Holes that take away all but one column of coordinates, in one step with a flip."""
+    holes = dict(type='RandomCutOut', prob=1.0, n_holes=12, cutout_ratio=(0.4, 0.4), seg_fill_in=255)
+    both = dict(type='RandomApply', prob=1.0, transforms=[holes, dict(type='RandomFlip', prob=1.0)])
+    with pytest.raises(ConfigError, match='RandomApply does more than an affine map'):
+        load(64, 64, [both])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def cache(tmp_path, image) -> TeacherCache:
     """A complete cache of one image, as another process finds it."""
     cache = TeacherCache(tmp_path / 'cache')
     manifest = Manifest(
-        {'checkpoint': 'abc'}, 2, ['road', 'car'], 'decode_head.conv_seg', {'backbone': [8, 8]}, False
+        {'checkpoint': 'abc'}, 2, ['road', 'car'], 'decode_head.conv_seg', {'backbone': [8, 8]}, False, []
     )
     cache.write_manifest(manifest)
     digest = cache.digest(image)
@@ -95,7 +96,7 @@ def test_a_folder_that_is_no_cache(cache, tmp_path):
     with pytest.raises(ConfigError, match='is of format 99, this version reads 1'):
         TeacherCache(cache.folder).manifest  # noqa: B018
     path.write_text('{"version": 1}')
-    with pytest.raises(ConfigError, match='cannot be read .*missing 6 required'):
+    with pytest.raises(ConfigError, match='cannot be read .*missing 7 required'):
         TeacherCache(cache.folder).manifest  # noqa: B018
 
 
@@ -110,11 +111,12 @@ def test_pipelines_of_all_training_data_sets_are_wrapped_once(cache):
     teacher = dict(type='CachedTeacher', cache=str(cache.folder))
     one = dict(type='CityscapesDataset', pipeline=PIPELINE)
     cfg = config(teacher, dict(type='ConcatDataset', datasets=[one, dict(type='RepeatDataset', dataset=one)]))
-    wrapped = [dict(type='ReadTeacherCache', cache=str(cache.folder), transforms=PIPELINE)]
-    for _ in range(2):
+    wrapped = dict(type='ReadTeacherCache', cache=str(cache.folder), taps=[], transforms=PIPELINE)
+    for folder in (cache.folder, cache.folder, shutil.copytree(cache.folder, cache.folder.parent / 'other')):
+        cfg.model.teacher.cache = str(folder)  # the last time, in the config that an earlier run dumped
         read_teacher_cache(cfg)
         first, second = cfg.train_dataloader.dataset.datasets
-        assert first.pipeline == second.dataset.pipeline == wrapped
+        assert first.pipeline == second.dataset.pipeline == [{**wrapped, 'cache': str(folder)}]
 
 
 def test_a_live_teacher_needs_no_cache():

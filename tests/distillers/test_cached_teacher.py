@@ -28,7 +28,7 @@ def make_cache(folder, shape, align_corners=False, scale=1, seed=0) -> tuple[Tea
     logits = rng.normal(scale=5, size=(3, -(-height // 8), -(-width // 8))).astype(np.float16)
     back = np.array([[1 / scale, 0, (1 / scale - 1) / 2], [0, 1 / scale, (1 / scale - 1) / 2], [0, 0, 1]])
     cache = TeacherCache(folder)
-    manifest = Manifest({}, 3, None, LOGITS, {LOGITS: [8, 8]}, align_corners)
+    manifest = Manifest({}, 3, None, LOGITS, {LOGITS: [8, 8]}, align_corners, [])
     cache.write_manifest(manifest)
     (folder / 'x.png').write_bytes(b'an image')
     digest = cache.digest(str(folder / 'x.png'))
@@ -166,7 +166,13 @@ def student(tiny_configs):
 
 def cache_of(folder, classes=19, **changes) -> str:
     manifest = Manifest(
-        changes.pop('teacher', {}), classes, changes.pop('class_names', None), LOGITS, {LOGITS: [8, 8]}, False
+        changes.pop('teacher', {}),
+        classes,
+        changes.pop('class_names', None),
+        LOGITS,
+        {LOGITS: [8, 8]},
+        False,
+        [],
     )
     manifest.images = {'0': {}}
     for key, value in changes.items():
@@ -211,5 +217,7 @@ def test_the_cache_must_come_from_the_teacher_that_the_config_names(student, tin
 def test_samples_without_cached_outputs_are_an_error(student, tmp_path, batch):
     teacher = CachedTeacher(cache_of(tmp_path))
     teacher.build(student, [None])
-    with pytest.raises(ConfigError, match='the training data brings no cached outputs. Train with the tools'):
+    with pytest.raises(
+        ConfigError, match='the training data brings no cached outputs of cache .*. Train with the tools'
+    ):
         teacher(*batch)

@@ -56,3 +56,16 @@ def test_a_module_that_did_not_run_or_puts_out_several_tensors(net):
         net(torch.randn(1, 3))
     with pytest.raises(ConfigError, match=r"'pair' puts out a tuple, not one tensor"), Tap(net, ['pair']):
         net(torch.randn(1, 3))
+
+
+def test_an_output_that_is_changed_in_place_is_refused():
+    """As that of a BatchNorm before an in-place ReLU."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    with Tap(net, ['0', '2']) as outputs:
+        result = net(torch.randn(2, 3, 4, 4))
+    assert torch.equal(outputs['2'], result)
+    with (
+        pytest.raises(ConfigError, match="tap '1' puts out a tensor that is then changed in place"),
+        Tap(net, ['1']),
+    ):
+        net(torch.randn(2, 3, 4, 4))

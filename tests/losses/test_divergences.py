@@ -255,6 +255,14 @@ def test_gives_the_teacher_no_gradient():
     assert teacher.grad is None
 
 
+def test_takes_a_teachers_logits_from_inference_mode():
+    student, teacher = draw((2, 3, 8, 8))
+    expected = torch.autograd.grad(balance_divergence(student.requires_grad_(), teacher), student)[0]
+    with torch.inference_mode():
+        teacher = teacher * 1
+    assert torch.equal(torch.autograd.grad(balance_divergence(student, teacher), student)[0], expected)
+
+
 @pytest.mark.parametrize('tau_reverse', [4.0, 1.0])
 def test_a_second_backward_pass_gives_the_same(tau_reverse):
     student, teacher = draw((2, 3, 8, 8))
