@@ -193,7 +193,8 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def main() -> None:
     args = parse_args()
     if args.table is not None:
-        print(table(read_results(args.table), TableStyle.MARKDOWN))
+        rows = [row for row in read_results(args.table) if row.part in args.only]
+        print(table(rows, TableStyle.MARKDOWN))
         return
     MMLogger.get_instance('mmengine', log_level='ERROR')  # a line for each layer that is initialised
     init_default_scope('mmseg')
@@ -457,10 +458,8 @@ def use_scenes(cfg: Config, args: argparse.Namespace, folder: Path) -> None:
         raise ConfigError(f'--shape: scenes are drawn at twice this size, and {error}') from error
     loader.update(batch_size=args.batch, num_workers=args.workers, persistent_workers=False)
     loader.dataset.data_root = str(folder)
-    for transform in [
-        *loader.dataset.pipeline,
-        *cfg.val_dataloader.dataset.pipeline,
-    ]:  # the latter for the cache
+    # The cache goes through the validation pipeline.
+    for transform in [*loader.dataset.pipeline, *cfg.val_dataloader.dataset.pipeline]:
         if 'crop_size' in transform:
             transform.crop_size = tuple(args.shape)
         if 'scale' in transform:
