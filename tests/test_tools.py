@@ -249,7 +249,9 @@ def test_wrong_arguments_end_in_one_line(monkeypatch, tiny_configs, tmp_path):
     assert '--amp needs' in complaint(monkeypatch, TRAIN, tiny_configs['student'], *amp)
 
 
-@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'demo.py', 'make_street_scenes.py'])
+@pytest.mark.parametrize(
+    'tool', ['train.py', 'test.py', 'demo.py', 'make_street_scenes.py', 'cache_teacher.py', 'benchmark.py']
+)
 def test_a_python_without_mmseg_is_told_what_to_install(tool):
     done = subprocess.run(
         [sys.executable, '-S', ROOT / 'tools' / tool, '--help'], capture_output=True, text=True,

@@ -47,7 +47,7 @@ from bdd_seg.datasets import read_teacher_cache
 from bdd_seg.datasets.street_scenes import write_dataset
 from bdd_seg.distillers import FrozenTeacher
 from bdd_seg.distillers.frozen_teacher import renormalise
-from bdd_seg.engine import load_config
+from bdd_seg.engine import load_config, run_tool
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses import balance_divergence
 from bdd_seg.losses.divergences import DOMAINS
@@ -565,9 +565,4 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except ConfigError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted; nothing is written')
+    run_tool(main, 'interrupted; nothing is written')

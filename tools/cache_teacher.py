@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from bdd_seg.datasets.teacher_cache import CachedOutputs, Manifest, TeacherCache, file_digest
 from bdd_seg.distillers import SegDistiller
-from bdd_seg.engine import add_config_arguments, check_datasets, config_from, leaf_datasets
+from bdd_seg.engine import add_config_arguments, check_datasets, config_from, leaf_datasets, run_tool
 from bdd_seg.errors import ConfigError
 
 
@@ -237,9 +236,4 @@ def announce(folder: Path, outputs: CachedOutputs, missing: int, images: int) ->
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except ConfigError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted; the same command goes on from here')
+    run_tool(main, 'interrupted; the same command goes on from here')

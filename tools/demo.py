@@ -26,7 +26,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from prettytable import PrettyTable
 
-from bdd_seg.engine import load_config
+from bdd_seg.engine import load_config, run_tool
 from bdd_seg.errors import ConfigError
 
 TOOLS = Path(__file__).parent
@@ -192,9 +192,4 @@ def say(text: str) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except ConfigError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted; the same command goes on from here')
+    run_tool(main, 'interrupted; the same command goes on from here')

@@ -1,7 +1,6 @@
 """Evaluate a segmentor, distilled or plain. The flags are those of mmseg's own tools/test.py."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import bdd_seg  # noqa: F401  first: it says what an installation lacks
@@ -10,7 +9,7 @@ import bdd_seg  # noqa: F401  first: it says what an installation lacks
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from bdd_seg.engine import add_config_arguments, check_datasets, config_from
+from bdd_seg.engine import add_config_arguments, check_datasets, config_from, run_tool
 from bdd_seg.errors import ConfigError
 
 
@@ -62,7 +61,4 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except ConfigError as error:
-        sys.exit(f'error: {error}')
+    run_tool(main)

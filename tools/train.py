@@ -1,7 +1,6 @@
 """Train a segmentor, distilled or plain. The flags are those of mmseg's own tools/train.py."""
 
 import argparse
-import sys
 
 import bdd_seg  # noqa: F401  first: it says what an installation lacks
 
@@ -12,7 +11,7 @@ from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
 from bdd_seg.datasets import read_teacher_cache
-from bdd_seg.engine import add_config_arguments, check_datasets, config_from
+from bdd_seg.engine import add_config_arguments, check_datasets, config_from, run_tool
 from bdd_seg.errors import ConfigError
 
 
@@ -55,9 +54,4 @@ def enable_amp(cfg: Config) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except ConfigError as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted; the same command with --resume goes on from the latest checkpoint')
+    run_tool(main, 'interrupted; --resume goes on from the latest checkpoint')

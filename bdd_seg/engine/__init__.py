@@ -1,5 +1,5 @@
 from bdd_seg.engine.checkpoint import find_checkpoint, load_checkpoint
-from bdd_seg.engine.command_line import add_config_arguments, config_from
+from bdd_seg.engine.command_line import add_config_arguments, config_from, run_tool
 from bdd_seg.engine.config import check_datasets, leaf_datasets, load_config
 from bdd_seg.engine.optim_wrapper import BFloat16OptimWrapper
 
@@ -12,4 +12,5 @@ __all__ = [
     'leaf_datasets',
     'load_checkpoint',
     'load_config',
+    'run_tool',
 ]

@@ -1,12 +1,15 @@
-"""What tools/train.py and tools/test.py share: mmseg's flags, and how they make a config."""
+"""What the tools share: mmseg's flags, how they make a config, and how a tool ends."""
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
 from bdd_seg.engine.config import load_config
+from bdd_seg.errors import ConfigError
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,3 +41,13 @@ def config_from(args: argparse.Namespace) -> Config:
     if args.work_dir is not None or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or f'./work_dirs/{Path(args.config).stem}'
     return cfg
+
+
+def run_tool(main: Callable[[], None], if_interrupted: str = 'interrupted') -> None:
+    """Run a tool; what its user can mend ends it with one line, not with a traceback."""
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit(if_interrupted)
