@@ -151,3 +151,24 @@ def test_a_file_that_is_no_result_is_told(benchmark, tmp_path):
     for name in ('absent.json', 'other.json'):
         with pytest.raises(ConfigError, match=f'{name} is no result of this tool'):
             benchmark.read_results(tmp_path / name)
+
+
+def test_the_readmes_table_is_that_of_the_committed_result():
+    rows = json.loads((ROOT / 'benchmarks/results/cpu_2x3x256x512_float32.json').read_text())['rows']
+    measured = {
+        (f'{1000 * row["median_s"]:.0f} ({1000 * row["q1_s"]:.0f} to {1000 * row["q3_s"]:.0f})',
+         f'{row["ratio"]:.2f}'): row['name']
+        for row in rows
+    }  # fmt: skip
+    shown = re.findall(
+        r'^\| ([^|]+) \| ([\d]+ \(\d+ to \d+\)) \| ([\d.]+) \|$', (ROOT / 'README.md').read_text(), re.M
+    )
+    assert [measured[time, ratio] for _, time, ratio in shown] == [
+        'student alone',
+        'live teacher, done plainly',
+        'live teacher',
+        'live teacher, bf16',
+        'live teacher, compile',
+        'student alone, data loading included',
+        'cached teacher, data loading included',
+    ]
