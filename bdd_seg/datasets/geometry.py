@@ -13,8 +13,9 @@ from bdd_seg.errors import ConfigError
 
 _KEYS = ('pixel_x', 'pixel_y')
 
-# Added to coordinates, so that none is mistaken for a value that transforms fill seg maps with (0 to 255).
-_OFFSET = 1024
+# Added to coordinates, so that none is mistaken for a value that transforms fill seg maps with (0 to 255),
+# nor for a mixture with one: where a transform interpolates the maps, a slight rotation mixes whole rows.
+_OFFSET = 2**15
 
 # Rows and columns at which a map of coordinates is looked at: more make its fit no better.
 _SAMPLES = 40

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LoadCoordinates  # noqa: F401  registers it
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
@@ -74,12 +74,20 @@ def test_resizes_crops_flips_and_padding_are_followed_exactly(shape, transforms,
 
 
 @given(sizes, resizes, rotations, st.lists(st.one_of(flips, crops), max_size=2), seeds)
+@example(
+    (48, 48),
+    dict(type='ResizeToMultiple', size_divisor=8),
+    dict(type='RandomRotFlip', rotate_prob=1.0, flip_prob=0.0),
+    [],
+    119,
+)
 @settings(max_examples=200, deadline=None)
 def test_rotations_are_followed_to_a_sixteenth_of_a_cell(shape, resize, rotation, moves, seed):
     shape = shape[0] + 100, shape[1] + 100
     packed = load(*shape, [resize, rotation, *moves], seed)
     zoom = np.linalg.norm(packed['data_samples'].geometry[:2, :2], 2)  # source pixels in one of the output
-    assert error_of(packed, *shape) < 0.5 * max(1, zoom)  # at stride 8
+    # At stride 8, and the image itself is rotated by OpenCV in steps of 1/32 pixel.
+    assert error_of(packed, *shape) < 0.5 * max(1, zoom) + 1 / 32
 
 
 @given(sizes, st.lists(st.one_of(flips, crops, resizes, others, rotations), max_size=5), seeds)
