@@ -7,7 +7,10 @@ from mmseg.registry import MODELS
 from bdd_seg.engine import load_config
 
 PLAIN = sorted(path.name for path in (CONFIGS / 'pspnet').glob('*.py'))
-DISTILLED = sorted(path.name for path in (CONFIGS / 'bdd').glob('*.py'))
+METHODS = {'bdd': ('BDDLoss', 10), 'feature': ('FeatureMSELoss', 13)}  # folder: loss, lines at most
+DISTILLED = [
+    f'{folder}/{path.name}' for folder in METHODS for path in sorted((CONFIGS / folder).glob('*.py'))
+]
 SETTINGS = [
     'model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'val_cfg', 'test_cfg', 'default_hooks',
     'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator', 'test_evaluator',
@@ -41,27 +44,43 @@ def test_plain_configs_build(name):
 
 @pytest.mark.parametrize('name', DISTILLED)
 def test_distilled_configs_are_the_student_plus_a_teacher(name):
-    cfg = load_config(CONFIGS / 'bdd' / name)
+    cfg = load_config(CONFIGS / name)
+    method, _, filename = name.partition('/')
+    assert filename.startswith(method)
+    kind, max_lines = METHODS[method]
     student = load_config(CONFIGS / 'pspnet' / f'pspnet_{name.split("_pspnet_")[-1]}')
     teacher = load_config(cfg.model.teacher.config)
     model = cfg.model.to_dict()
     assert model.pop('type') == 'SegDistiller'
     assert set(model.pop('teacher')) == {'config', 'checkpoint'}
     losses = model.pop('distill_losses')
-    assert [loss['type'] for loss in losses] == ['BDDLoss']
-    assert ('pixel' in name) == (MODELS.build(losses[0]).domain == 'pixel')
+    assert [loss['type'] for loss in losses] == [kind]
+    if kind == 'BDDLoss':
+        assert ('pixel' in name) == (MODELS.build(losses[0]).domain == 'pixel')
     plain = student.model.to_dict()
     assert plain.pop('type') == 'EncoderDecoder'
     assert model == plain
     for key in SETTINGS[1:]:
         assert cfg[key] == student[key], key
     assert teacher.model.decode_head.num_classes == student.model.decode_head.num_classes
-    assert len((CONFIGS / 'bdd' / name).read_text().splitlines()) <= 10
+    assert len((CONFIGS / name).read_text().splitlines()) <= max_lines
 
 
-def test_a_trained_teacher_is_found_where_its_config_leaves_it():
+@pytest.mark.parametrize('name', [name for name in DISTILLED if name.startswith('feature/')])
+def test_features_are_those_that_both_heads_get(name):
+    cfg = load_config(CONFIGS / name)
+    [loss] = cfg.model.distill_losses
+    assert (loss.student_tap, loss.teacher_tap) == ('backbone.layer4', 'backbone.layer4')
+    teacher = load_config(cfg.model.teacher.config).model
+    for channels, model in ((loss.student_channels, cfg.model), (loss.teacher_channels, teacher)):
+        assert (channels, model.decode_head.in_index) == (model.decode_head.in_channels, 3)
+    assert cfg.custom_hooks == [{'type': 'LossStateHook'}]
+
+
+@pytest.mark.parametrize('name', [name for name in DISTILLED if 'camvid' in name])
+def test_a_trained_teacher_is_found_where_its_config_leaves_it(name):
     """For data sets without a published teacher, the checkpoint is the last one of the teacher's own run."""
-    cfg = load_config(CONFIGS / 'bdd/bdd_pspnet_r101-d8_pspnet_r18-d8_1xb8-20k_camvid-360x480.py')
+    cfg = load_config(CONFIGS / name)
     teacher = load_config(cfg.model.teacher.config)
     name = cfg.model.teacher.config.rpartition('/')[2].removesuffix('.py')
     assert cfg.model.teacher.checkpoint == f'work_dirs/{name}/iter_{teacher.train_cfg.max_iters}.pth'

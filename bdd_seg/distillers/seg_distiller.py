@@ -20,6 +20,7 @@ class SegDistiller(EncoderDecoder):
 
     The modules are the student's own, so checkpoints, optimizers and tools see a plain student. The
     teacher is built when training starts (``init_weights``, or the first ``loss``), never for testing.
+    Weights that a loss holds train with the student's, and stay out of ``state_dict()``.
 
     Args:
         teacher: Arguments of :class:`~bdd_seg.distillers.FrozenTeacher`: ``config`` and ``checkpoint``. Or,
@@ -29,12 +30,13 @@ class SegDistiller(EncoderDecoder):
             compared. By default the logits of the (last) decode head, ``decode_head.conv_seg``.
             A loss is a module with a ``loss_name``, called as ``loss(student_output, teacher_output,
             seg_label=labels, align_corners=flag)``, with a cached teacher also ``mask=known``, and appears
-            in the log as ``distill.<loss_name>``.
+            in the log as ``distill.<loss_name>``. One with weights wants the
+            :class:`~bdd_seg.engine.LossStateHook` among the ``custom_hooks``, which keeps them for resuming.
         **segmentor: Arguments of the student's own class.
 
     Raises:
-        ConfigError: No loss, two of one name, or one that cannot be built, has no ``loss_name`` that
-            contains ``loss``, or holds weights.
+        ConfigError: No loss, two of one name, or one that cannot be built or has no ``loss_name`` that
+            contains ``loss``.
     """
 
     def __init__(
@@ -56,20 +58,25 @@ class SegDistiller(EncoderDecoder):
             self.teacher = MODELS.build({'type': 'FrozenTeacher', **teacher})
         except (KeyError, TypeError) as error:
             raise ConfigError(f'teacher cannot be built: {error}') from error
-        self.distill_losses = nn.ModuleList()
+        self.distill_losses = _Losses()
         self._taps: list[tuple[str, str | None]] = []
-        for i, config in enumerate(distill_losses):
-            config = dict(config)
-            self._taps.append((config.pop('student_tap', default_tap(self)), config.pop('teacher_tap', None)))
-            try:
-                self.distill_losses.append(MODELS.build(config))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f'distill_losses[{i}] cannot be built: {error}') from error
+        with torch.random.fork_rng(devices=[]):  # the student's initial weights are those it has alone
+            for i, config in enumerate(distill_losses):
+                config = dict(config)
+                student_tap = config.pop('student_tap', default_tap(self))
+                self._taps.append((student_tap, config.pop('teacher_tap', None)))
+                try:
+                    self.distill_losses.append(MODELS.build(config))
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ConfigError(f'distill_losses[{i}] cannot be built: {error}') from error
         self._check_losses()
 
     def init_weights(self) -> None:
         """Initialise the student as it would be alone, then build the teacher."""
+        # An init_cfg for the whole model, by type of layer, would find the layers of the losses, too.
+        losses, self.distill_losses = self.distill_losses, _Losses()
         super().init_weights()
+        self.distill_losses = losses
         self._require_teacher()
 
     def loss(self, inputs: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
@@ -137,8 +144,6 @@ class SegDistiller(EncoderDecoder):
                     f'{kind}.forward takes no mask, which says where the {type(self.teacher).__name__} knows '
                     'an answer. Give it that argument, or use a live teacher'
                 )
-            if loss.state_dict():
-                raise ConfigError(f"{kind} holds weights, which would get into the student's checkpoints")
         if len(set(names)) < len(names):
             raise ConfigError(f'each of distill_losses needs a loss_name of its own, got {names}')
 
@@ -151,6 +156,21 @@ class SegDistiller(EncoderDecoder):
 @MODELS.register_module()
 class CascadeSegDistiller(SegDistiller, CascadeEncoderDecoder):
     """A :class:`SegDistiller` whose student is a ``CascadeEncoderDecoder``, such as OCRNet."""
+
+
+class _Losses(nn.ModuleList):
+    """Modules that train with the model and are no part of its state.
+
+    What is saved is the student alone, and a student's checkpoint lacks nothing.
+    """
+
+    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
+        return {} if destination is None else destination
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, loss in self.named_children():  # each gets what it has
+            loss.state_dict(destination=state_dict, prefix=f'{prefix}{name}.')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _last(head: nn.Module) -> nn.Module:

@@ -1,13 +1,20 @@
 from bdd_seg.engine.checkpoint import find_checkpoint, load_checkpoint
 from bdd_seg.engine.command_line import add_config_arguments, config_from, run_tool
 from bdd_seg.engine.config import check_datasets, leaf_datasets, load_config
+from bdd_seg.engine.hooks import LossScheduleHook, LossStateHook
+from bdd_seg.engine.machine import describe_machine
+from bdd_seg.engine.metrics import ClassIoUMetric
 from bdd_seg.engine.optim_wrapper import BFloat16OptimWrapper
 
 __all__ = [
     'BFloat16OptimWrapper',
+    'ClassIoUMetric',
+    'LossScheduleHook',
+    'LossStateHook',
     'add_config_arguments',
     'check_datasets',
     'config_from',
+    'describe_machine',
     'find_checkpoint',
     'leaf_datasets',
     'load_checkpoint',

@@ -1,4 +1,5 @@
 from bdd_seg.losses.bdd import BDDLoss
 from bdd_seg.losses.divergences import balance_divergence
+from bdd_seg.losses.feature_mse import FeatureMSELoss
 
-__all__ = ['BDDLoss', 'balance_divergence']
+__all__ = ['BDDLoss', 'FeatureMSELoss', 'balance_divergence']

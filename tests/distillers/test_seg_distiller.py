@@ -7,6 +7,7 @@ from conftest import ROOT, build
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
+from mmengine.runner.checkpoint import load_state_dict
 from mmseg.registry import MODELS
 from torch import nn
 
@@ -15,6 +16,8 @@ from bdd_seg.errors import ConfigError
 from bdd_seg.losses import BDDLoss
 
 OPTIMIZER = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}
+FEATURES = {'type': 'FeatureMSELoss', 'student_channels': 32, 'teacher_channels': 128,
+            'student_tap': 'backbone.layer4', 'teacher_tap': 'backbone.layer4'}  # fmt: skip
 
 
 @pytest.fixture
@@ -71,12 +74,19 @@ def test_predicts_what_the_student_predicts(pair, batch):
     assert torch.equal(student(batch[0], mode='tensor'), distilled(batch[0], mode='tensor'))
 
 
-@pytest.mark.parametrize('settings', [{'loss_weight': 0.0}, {'forward_weight': 0.0, 'reverse_weight': 0.0}])
-def test_zero_weights_give_a_bit_equal_step(tiny_configs, batch, settings):
+@pytest.mark.parametrize(
+    'loss',
+    [
+        {'type': 'BDDLoss', 'loss_weight': 0.0},
+        {'type': 'BDDLoss', 'forward_weight': 0.0, 'reverse_weight': 0.0},
+        {**FEATURES, 'loss_weight': 0.0},
+    ],
+)
+def test_zero_weights_give_a_bit_equal_step(tiny_configs, batch, loss):
     weights, logs = [], []
     for kind in ('student', 'distilled'):
         torch.manual_seed(0)
-        changes = {'distill_losses': [{'type': 'BDDLoss', **settings}]} if kind == 'distilled' else {}
+        changes = {'distill_losses': [loss]} if kind == 'distilled' else {}
         model = build(tiny_configs[kind], **changes)
         optim_wrapper = build_optim_wrapper(model, copy.deepcopy(OPTIMIZER))
         for _ in range(3):
@@ -133,14 +143,114 @@ def test_several_losses_on_other_layers(tiny_configs, batch):
         step(model, batch)
 
 
+@pytest.fixture
+def by_features(tiny_configs):
+    """The student distilled by its features, with a loss that holds weights; the seed is that of ``pair``."""
+    torch.manual_seed(0)
+    return build(tiny_configs['distilled'], distill_losses=[FEATURES])
+
+
+def test_a_losss_weights_train_and_are_no_part_of_the_student(pair, by_features, batch):
+    student, _ = pair
+    assert same_weights(student, by_features)  # the same keys, and initialised alike
+    own = {f'distill_losses.0.projection.{name}' for name in ('weight', 'bias')}
+    assert dict(by_features.named_parameters()).keys() - dict(student.named_parameters()).keys() == own
+    before = copy.deepcopy(by_features.distill_losses[0].state_dict())
+    teacher = by_features.teacher(batch[0])[0]['backbone.layer4']
+    with torch.no_grad():
+        features = by_features.train().backbone(batch[0])[-1]  # in train mode, as in the step
+        expected = by_features.distill_losses[0](features, teacher)
+    plain, log = step(student, batch), step(by_features, batch)
+    assert log['distill.loss_feature'].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert log['decode.loss_ce'] == plain['decode.loss_ce']
+    after = by_features.distill_losses[0].state_dict()
+    assert all(not torch.equal(before[key], after[key]) for key in ('projection.weight', 'projection.bias'))
+
+
+def test_checkpoints_pass_between_the_student_and_losses_with_weights(pair, by_features):
+    student, _ = pair
+    with torch.no_grad():
+        for parameter in by_features.parameters():
+            parameter.add_(1)
+    projection = copy.deepcopy(by_features.distill_losses[0].state_dict())
+    parameters = list(by_features.distill_losses.parameters())
+    assert student.load_state_dict(by_features.state_dict(), strict=True)
+    assert same_weights(student, by_features)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(2)
+    state = student.state_dict()
+    assert by_features.load_state_dict(state, strict=True)
+    assert same_weights(student, by_features)
+    load_state_dict(by_features, state, strict=True)  # mmengine has a loader of its own
+    assert state.keys() == student.state_dict().keys()
+    assert all(torch.equal(projection[key], value) for key, value in
+               by_features.distill_losses[0].state_dict().items())  # fmt: skip
+    assert all(a is b for a, b in zip(parameters, by_features.distill_losses.parameters(), strict=True))
+    with pytest.raises(RuntimeError, match='Missing key.*backbone'):
+        by_features.load_state_dict({}, strict=True)
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_averages_of_a_student_with_a_losss_weights(pair, by_features, batch, update_buffers):
+    student, _ = pair
+    averages = [
+        ExponentialMovingAverage(model, momentum=0.5, update_buffers=update_buffers)
+        for model in (student, by_features)
+    ]
+    by_features.distill_losses[0].loss_weight = 0.0  # so that both students train alike
+    for _ in range(3):
+        for model, average in zip((student, by_features), averages, strict=True):
+            step(model, batch)
+            average.update_parameters(model)
+    assert same_weights(*averages)
+    assert not same_weights(averages[0].module, student)
+    restored = ExponentialMovingAverage(by_features, update_buffers=update_buffers)
+    assert restored.load_state_dict(averages[0].state_dict(), strict=True)
+    copied = copy.deepcopy(by_features)
+    assert same_weights(copied, student)
+    with torch.no_grad():
+        copied.distill_losses[0].projection.weight.zero_()
+    assert by_features.distill_losses[0].projection.weight.abs().sum() > 0
+
+
+def test_a_models_own_init_cfg_leaves_losses_alone(tiny_configs):
+    models = []
+    for kind, changes in (('student', {}), ('distilled', {'distill_losses': [FEATURES]})):
+        torch.manual_seed(0)
+        init_cfg = {'type': 'Normal', 'layer': 'Conv2d', 'std': 0.1, 'bias': 7.0}
+        models.append(build(tiny_configs[kind], init_cfg=init_cfg, **changes))
+    assert same_weights(*models)
+    assert models[0].auxiliary_head.convs[0].conv.weight.std().item() == pytest.approx(0.1, rel=0.1)
+    assert models[1].distill_losses[0].projection.bias.abs().max() < 1
+
+
+def test_losses_start_with_different_weights(tiny_configs):
+    losses = [{**FEATURES, 'loss_name': name} for name in ('loss_a', 'loss_b')]
+    weights = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        model = build(tiny_configs['distilled'], distill_losses=losses)
+        weights.append([loss.projection.weight for loss in model.distill_losses])
+    assert torch.equal(weights[0][0], weights[1][0])  # the seed decides
+    assert not torch.equal(weights[0][0], weights[2][0])
+    assert not torch.equal(weights[0][0], weights[0][1])
+
+
+def test_wrong_channels_are_named_with_both_taps(tiny_configs, batch):
+    model = build(tiny_configs['distilled'], distill_losses=[{**FEATURES, 'student_channels': 64}])
+    expected = r"loss_feature: student 'backbone.layer4' \(2, 32, .*student_channels=64, got \(2, 32"
+    with pytest.raises(ConfigError, match=expected):
+        step(model, batch)
+
+
 @MODELS.register_module()
 class RecordingLoss(nn.Module):
     """Keeps what it is called with."""
 
-    def __init__(self, name: str | None = 'loss_recorded', weights: int = 0) -> None:
+    def __init__(self, name: str | None = 'loss_recorded') -> None:
         super().__init__()
         self.loss_name = name
-        self.weights = nn.ParameterList([nn.Parameter(torch.zeros(1))] * weights)
 
     def forward(self, student, teacher, seg_label, align_corners):
         self.seen = (student, teacher, seg_label, align_corners)
@@ -205,7 +315,7 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
         ),
         ({'distill_losses': [{'type': 'BDDLoss', 'loss_name': 'bdd'}]}, "contains 'loss'.*got 'bdd'"),
         ({'distill_losses': [{'type': 'RecordingLoss', 'name': None}]}, 'RecordingLoss needs a loss_name'),
-        ({'distill_losses': [{'type': 'RecordingLoss', 'weights': 1}]}, 'RecordingLoss holds weights'),
+        ({'distill_losses': [{'type': 'FeatureMSELoss'}]}, r'distill_losses\[0\].*student_channels'),
         ({'distill_losses': [{'type': 'BDDLoss', 'tau': 1}]}, r'distill_losses\[0\] cannot be built.*tau'),
         ({'distill_losses': [{'type': 'BDLoss'}]}, r'distill_losses\[0\] cannot be built.*BDLoss'),
         ({'distill_losses': [{'type': 'BDDLoss', 'tau_forward': 0}]}, 'tau_forward must be a positive'),
