@@ -122,13 +122,58 @@ def test_the_plot_is_a_picture_and_the_table_has_every_row(result, benchmark, mo
     assert width == 990 and height > 500
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--table', str(result['out'] / 'benchmark.json')])
     benchmark.main()
-    head, rule, *lines = capsys.readouterr().out.splitlines()
+    (head, rule, *lines), told = (
+        part.splitlines() for part in capsys.readouterr().out.split('\n\n', maxsplit=1)
+    )
     cells = [[cell.strip() for cell in line.strip('|').split(' | ')] for line in (head, *lines)]
     assert cells[0] == ['part', 'what', 'ms (quartiles)', 'ratio (quartiles)', 'peak MiB', 'further']
     assert set(rule) == set('| :-')
     assert [row[:2] for row in cells[1:]] == [[row['part'], row['name']] for row in result['rows']]
     assert cells[1][2].startswith(f'{1000 * result["rows"][0]["median_s"]:.1f} (')
     assert cells[1][3] == '1.00 (1.00 to 1.00)'
+    assert told[0].startswith('- Machine: ')
+    assert f'threads {result["machine"]["threads"]}, torch {torch.__version__}, date 20' in told[0]
+    assert told[1] == (
+        '- Settings: --device cpu --shape 32 64 --batch 2 --repetitions 1 --only steps teacher loader loss '
+        '--workers 0 --loss-shapes 1x3x8x8 --config distilled.py'
+    )
+    assert told[2:] == [f'- {note}' for note in result['notes']] and len(result['notes']) == 2
+    assert '\n'.join(told) in result['output']
+
+
+def test_help_shows_defaults_as_they_are_typed(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--help'])
+    with pytest.raises(SystemExit):
+        benchmark.parse_args()
+    shown = re.findall(r'\(default: ([^)]*)\)', ' '.join(capsys.readouterr().out.split()))
+    for default in ('256 512', '2', '7', 'steps teacher loader loss', '0', 'work_dirs/benchmark'):
+        assert default in shown
+    assert '2x19x64x128 2x19x512x1024' in shown
+    assert not {'False', 'None'} & set(shown)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(benchmark, monkeypatch, tmp_path):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(benchmark, 'network_cases', None)
+    for out in ('file', 'file/below'):
+        monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--device', 'cpu', '--out', str(tmp_path / out)])
+        with pytest.raises(ConfigError, match=f'--out .*{out} cannot be written: '):
+            benchmark.main()
+
+
+def test_crops_that_the_network_cannot_run_are_told(benchmark, monkeypatch, tiny_configs, tmp_path):
+    """Of another student, whose crops must be divisible by 16, and which says so."""
+    backbone = dict(_delete_=True, type='UNet', base_channels=2, norm_cfg=dict(type='BN'))
+    head = dict(in_channels=32, in_index=0)
+    (tmp_path / 'config.py').write_text(
+        f'_base_ = {str(tiny_configs["distilled"])!r}\n'
+        f'model = dict(backbone={backbone}, decode_head={head}, auxiliary_head=None)'
+    )
+    arguments = ['--config', str(tmp_path / 'config.py'), '--device', 'cpu', '--only', 'steps']
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments, '--shape', '24', '32'])
+    expected = '--shape 24 32: .*config.py cannot run crops of this size: .* divisible .* 16'
+    with pytest.raises(ConfigError, match=expected):
+        benchmark.network_cases(benchmark.parse_args(), tmp_path, [])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +181,15 @@ def test_the_plot_is_a_picture_and_the_table_has_every_row(result, benchmark, mo
     [
         (['--batch', '1'], '--batch must be at least 2, got 1'),
         (['--config', 'student'], "distils nothing: its model has the type 'EncoderDecoder'"),
-        (['--config', 'distilled', '--shape', '8', '16'], '--shape: scenes are drawn at twice this size'),
+        (['--shape', '0', '64', '--only', 'steps'], '--shape must be at least 1 1, got 0 64'),
+        (
+            ['--shape', '64', '-8'],
+            '--shape must be at least 16 16, since the part loader draws scenes of twice that, got 64 -8',
+        ),
+        (
+            ['--config', 'distilled', '--shape', '16', '9999'],
+            '--shape: scenes are drawn at twice this size, and width must be from 32 to 8192',
+        ),
     ],
 )
 def test_wrong_arguments_are_told(benchmark, monkeypatch, tiny_configs, tmp_path, arguments, expected):

@@ -62,7 +62,11 @@ def assert_alike(one: Path, other: Path) -> None:
 
 def test_the_cache_holds_the_teachers_logits_for_whole_images(made, tiny_configs, scenes):
     folder, output = made
-    assert '8 of 8 images to do, decode_head.conv_seg (19, 6, 12) in float16: 0.00 MB each' in output
+    output = ' '.join(output.split())
+    assert (
+        '8 of 8 images to do, decode_head.conv_seg (19, 6, 12) in float16: 2.7 kB each, about 21.9 kB in'
+        in output
+    )
     assert f'{folder}: 8 images run, 0 were there already' in output
     cache = TeacherCache(folder)
     assert cache.manifest.strides == {LOGITS: [8, 8]}
@@ -173,10 +177,21 @@ def test_several_taps(tiny_configs, tmp_path, monkeypatch, capsys):
         capsys.readouterr().out.split()
     )
     assert TeacherCache(tmp_path).manifest.strides == {'backbone.layer1': [4, 4], LOGITS: [8, 8]}
+    before = {path.name: load_file(path) for path in tmp_path.glob('*.safetensors')}
+    for removed in sorted(before)[:2]:
+        (tmp_path / removed).unlink()
+    main(monkeypatch, *arguments)  # fewer are asked for: what is made keeps to the cache's
+    assert '2 images run, 6 were there already' in capsys.readouterr().out
+    for name, outputs in before.items():
+        again = load_file(tmp_path / name)
+        assert again.keys() == {'backbone.layer1', LOGITS}
+        torch.testing.assert_close(again, outputs, atol=2e-3, rtol=2e-3)
+    message = complaint(monkeypatch, TOOL, *arguments, '--taps', 'backbone.layer2', 'backbone.layer3')
     assert (
-        "its outputs was ['backbone.layer1', 'decode_head.conv_seg'], is now ['decode_head.conv_seg']"
-        in complaint(monkeypatch, TOOL, *arguments)
-    )
+        'holds backbone.layer1, decode_head.conv_seg, not backbone.layer2, backbone.layer3, and a cache '
+        'cannot be extended. Delete that folder, or choose another --out, with '
+        '--taps backbone.layer1 backbone.layer2 backbone.layer3 decode_head.conv_seg'
+    ) in message
 
 
 def test_training_takes_along_what_its_losses_want(tiny_configs, tmp_path, monkeypatch):
@@ -216,7 +231,27 @@ def test_wrong_input_of_the_tool(cache, tiny_configs, tmp_path, monkeypatch):
     message = complaint(
         monkeypatch, TOOL, tiny_configs['distilled'], '--out', tmp_path / 'new', '--workers', 0
     )
-    assert 'GB are needed. Choose another --out, or fewer --taps' in message
+    assert 'has 0.0 kB free, about 21.9 kB are needed. Choose another --out, or fewer --taps' in message
+
+
+def test_sizes_have_units_that_fit():
+    size_text = runpy.run_path(str(TOOL))['size_text']
+    sizes = [0, 1, 2736, 999_900, 1_150_000, 3.7e9, 2.5e13]
+    assert [size_text(size) for size in sizes] == [
+        '0.0 kB', '0.0 kB', '2.7 kB', '999.9 kB', '1.1 MB', '3.7 GB', '25000.0 GB',
+    ]  # fmt: skip
+
+
+def test_the_manifest_tells_how_long_files_are(cache, tiny_configs, monkeypatch):
+    """Also after a second run over a cache of before; and forgets files that nothing makes anew."""
+    manifest = TeacherCache(cache).manifest
+    lengths = {digest: image.pop('bytes') for digest, image in manifest.images.items()}
+    assert lengths == {path.stem: path.stat().st_size for path in cache.glob('*.safetensors')}
+    manifest.images['f' * 64] = {'path': 'not_of_this_data_set.png', 'size': [1, 1], 'sha256': ''}
+    TeacherCache(cache).write_manifest(manifest)
+    main(monkeypatch, tiny_configs['distilled'], '--out', cache, '--workers', 0)
+    images = TeacherCache(cache).manifest.images
+    assert {digest: image['bytes'] for digest, image in images.items()} == lengths
 
 
 def training_error(monkeypatch, tiny_configs, cache, work_dir, *options) -> str:
@@ -232,16 +267,18 @@ def test_a_cache_that_does_not_match_stops_training(cache, tiny_configs, tmp_pat
 
     assert 'comes from another teacher than the config names' in error('model.teacher.precision=bf16')
     for path in cache.glob('*.safetensors'):
-        path.write_bytes(b'nothing')
+        path.write_bytes(bytes(path.stat().st_size))
     assert re.search(r"cached outputs '.*\.safetensors' of '.*\.png' are damaged", error())
     # from a loading process, whose traceback stays out of the line
     assert 'are damaged' in error('train_dataloader.num_workers=1')
     for path in cache.glob('*.safetensors'):
         path.unlink()
-    assert re.search(r"cached outputs '.*\.safetensors' of '.*\.png' are missing", error())
+    missing = r"8 of 8 files of the cache '.*' are missing or cut, the first: .* of '.*\.png' is missing; run"
+    assert re.search(missing, error())
     manifest = TeacherCache(cache)
     manifest.manifest.images = {'0' * 64: {}}
     manifest.write_manifest(manifest.manifest)
+    manifest.file_of('0' * 64).touch()
     assert re.search(r"image '.*\.png' is not in the cache '.*', which holds 1 others", error())
 
 

@@ -10,12 +10,11 @@ import argparse
 import copy
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -45,9 +44,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from bdd_seg.datasets import read_teacher_cache
 from bdd_seg.datasets.street_scenes import write_dataset
+from bdd_seg.datasets.street_scenes.scene import MIN_SIZE
 from bdd_seg.distillers import FrozenTeacher
 from bdd_seg.distillers.frozen_teacher import renormalise
-from bdd_seg.engine import load_config, run_tool
+from bdd_seg.engine import describe_machine, load_config, run_tool
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses import balance_divergence
 from bdd_seg.losses.divergences import DOMAINS
@@ -151,12 +151,14 @@ class Network:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     shapes = [(2, 19, 64, 128), (2, 19, 512, 1024)]
-    add = parser.add_argument
+
+    def add(flag: str, help: str, **settings: Any) -> None:
+        shown = f' (default: {typed(settings["default"])})' if 'default' in settings else ''
+        parser.add_argument(flag, help=help + shown, **settings)
+
     add('--config', default=HEADLINE, help='config of a distilled run')
     add('--device', choices=['cpu', 'cuda'], default=device, help='where to run')
     add('--shape', type=int, nargs=2, default=(256, 512), metavar=('H', 'W'), help='size of the crops')
@@ -169,7 +171,7 @@ def parse_args() -> argparse.Namespace:
     add('--out', type=Path, default='work_dirs/benchmark', help='folder for benchmark.json and benchmark.png')
     add('--teacher-checkpoint', help="the teacher's weights; without it they are random, and as fast")
     add('--loss-shapes', type=parse_shape, nargs='+', default=shapes, metavar='NxCxHxW', help='of the logits')
-    add('--table', type=Path, metavar='FILE.json', help='only print the Markdown table of an earlier result')
+    add('--table', type=Path, metavar='FILE.json', help='only print an earlier result, as Markdown')
     args = parser.parse_args()
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ConfigError('--device cuda: torch sees no GPU here; leave it out, or install torch for CUDA')
@@ -180,7 +182,19 @@ def parse_args() -> argparse.Namespace:
     for flag, least in (('batch', 2), ('repetitions', 1), ('workers', 0)):
         if getattr(args, flag) < least:
             raise ConfigError(f'--{flag} must be at least {least}, got {getattr(args, flag)}')
+    least, reason = 1, ''
+    if 'loader' in args.only:
+        least, reason = MIN_SIZE // 2, ', since the part loader draws scenes of twice that'
+    if min(args.shape) < least:
+        raise ConfigError(f'--shape must be at least {least} {least}{reason}, got {typed(args.shape)}')
     return args
+
+
+def typed(value: Any) -> str:
+    """A setting as one types it: ``256 512``, or shapes as ``2x19x64x128``."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    return ' '.join('x'.join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in value)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -193,9 +207,9 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def main() -> None:
     args = parse_args()
     if args.table is not None:
-        rows = [row for row in read_results(args.table) if row.part in args.only]
-        print(table(rows, TableStyle.MARKDOWN))
+        print(report(read_results(args.table), args.only, TableStyle.MARKDOWN))
         return
+    check_writable(args.out)
     MMLogger.get_instance('mmengine', log_level='ERROR')  # a line for each layer that is initialised
     init_default_scope('mmseg')
     torch.manual_seed(0)
@@ -207,14 +221,28 @@ def main() -> None:
         rows = measure(cases, args)
     settings = {key: value for key, value in vars(args).items() if key not in ('config', 'out', 'table')}
     settings['config'] = Path(args.config).name
-    results: dict[str, Any] = {'machine': machine(args.device), 'settings': settings, 'notes': notes}
-    results['rows'] = [asdict(row) for row in rows]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'benchmark.json').write_text(json.dumps(results, indent=1) + '\n')
+    results: dict[str, Any] = {
+        'machine': describe_machine(args.device == 'cuda'),
+        'settings': settings,
+        'notes': notes,
+    }
+    results['rows'] = rows
+    (args.out / 'benchmark.json').write_text(json.dumps(results, indent=1, default=asdict) + '\n')
     height, width = args.shape
     name = results['machine']['gpu' if args.device == 'cuda' else 'cpu']
     plot(rows, f'{name}, {args.batch} crops of {height}×{width}', args.out / 'benchmark.png')
-    print(table(rows, TableStyle.DEFAULT), *notes, f'{args.out}: benchmark.json, benchmark.png', sep='\n')
+    print(report(results, args.only, TableStyle.DEFAULT))
+    print(f'\n{args.out}: benchmark.json, benchmark.png')
+
+
+def check_writable(folder: Path) -> None:
+    """Learn now, and not after minutes of measuring, that nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f'--out {folder} cannot be written: {error}') from error
 
 
 def measure(cases: list[Case], args: argparse.Namespace) -> list[Row]:
@@ -313,8 +341,16 @@ def network_cases(args: argparse.Namespace, folder: Path, notes: list[str]) -> l
     if not {'steps', 'teacher'} & set(args.only):
         endings = ['']
     distillers = {ending: build(with_teacher(cfg, **TEACHERS[ending]), args.device) for ending in endings}
+    try:
+        student.step(data)
+        for network in distillers.values():
+            network.teach(data)
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f'--shape {typed(args.shape)}: {args.config} cannot run crops of this size: '
+            f'{" ".join(str(error).split())[:300]}'
+        ) from error
     for network in distillers.values():
-        network.teach(data)
         if network.model.teacher.compile and network.model.teacher._compiled is None:
             raise ConfigError('--compile: torch.compile fails here, which tools/train.py would only warn of')
     cases = [Case('steps', STUDENT, partial(student.step, data))]
@@ -502,26 +538,27 @@ def random_batch(args: argparse.Namespace, cfg: Config) -> dict:
     return {'inputs': torch.randn(args.batch, 3, *args.shape, device=args.device), 'data_samples': samples}
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return {
-        'cpu': names[0] if names else platform.processor(),
-        'cores': os.cpu_count(),
-        'threads': torch.get_num_threads(),
-        'gpu': torch.cuda.get_device_name() if device == 'cuda' else None,
-        'torch': torch.__version__,
-        'date': time.strftime('%Y-%m-%d'),
-    }
-
-
-def read_results(path: Path) -> list[Row]:
+def read_results(path: Path) -> dict[str, Any]:
+    """What an earlier call wrote: ``machine``, ``settings``, ``notes`` and ``rows``."""
     try:
-        return [Row(**row) for row in json.loads(path.read_text())['rows']]
+        results = json.loads(path.read_text())
+        keys = ('machine', 'settings', 'notes')
+        return {**{key: results[key] for key in keys}, 'rows': [Row(**row) for row in results['rows']]}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f'--table {path} is no result of this tool: {error!r}') from error
+
+
+def report(results: dict[str, Any], parts: Collection[str], style: TableStyle) -> str:
+    """The table of some parts, and below it what it was measured on, how, and the notes."""
+    machine = [f'{key} {value}' for key, value in results['machine'].items() if value is not None]
+    settings = [
+        f'--{key.replace("_", "-")}' + ('' if value is True else f' {typed(value)}')
+        for key, value in results['settings'].items()
+        if value is not None and value is not False
+    ]
+    told = [f'Machine: {", ".join(machine)}', f'Settings: {" ".join(settings)}', *results['notes']]
+    rows = [row for row in results['rows'] if row.part in parts]
+    return '\n'.join([table(rows, style), '', *(f'- {line}' for line in told)])
 
 
 def table(rows: list[Row], style: TableStyle) -> str:

@@ -57,6 +57,8 @@ def main() -> None:
     model = build_model(cfg, args.taps)
     cache = TeacherCache(args.out or Path(cfg.work_dir) / 'teacher_cache')
     manifest = open_cache(cache, describe(model, images))
+    if manifest.strides.keys() != set(model.teacher.taps):  # of all its files, those that come now included
+        model.teacher.build(model, manifest.strides)
     write_outputs(cache, manifest, model, images, args.workers)
     if torch.distributed.is_initialized():
         barrier()
@@ -121,7 +123,7 @@ def describe(model: SegDistiller, images: Images) -> Manifest:
 
 
 def open_cache(cache: TeacherCache, fresh: Manifest) -> Manifest:
-    """The manifest of an earlier run that made the same, or else the fresh one, which is then written.
+    """The manifest of an earlier run that made the same or more, or the fresh one, which is then written.
 
     From here on a folder's files belong to its manifest.
 
@@ -144,7 +146,6 @@ def open_cache(cache: TeacherCache, fresh: Manifest) -> Manifest:
     earlier = cache.manifest
     for what, was, now in [
         *((key, earlier.teacher.get(key), value) for key, value in fresh.teacher.items()),
-        ('outputs', sorted(earlier.strides), sorted(fresh.strides)),
         ('pipeline', earlier.pipeline, fresh.pipeline),
     ]:
         if was != now:
@@ -152,6 +153,12 @@ def open_cache(cache: TeacherCache, fresh: Manifest) -> Manifest:
                 f'{str(cache.folder)!r} holds something else: its {what} was {was}, is now {now}. '
                 'Delete that folder, or choose another --out'
             )
+    if lacking := fresh.strides.keys() - earlier.strides.keys():
+        raise ConfigError(
+            f'{str(cache.folder)!r} holds {", ".join(sorted(earlier.strides))}, not '
+            f'{", ".join(sorted(lacking))}, and a cache cannot be extended. Delete that folder, or choose '
+            f'another --out, with --taps {" ".join(sorted({*earlier.strides, *lacking}))}'
+        )
     return earlier
 
 
@@ -178,12 +185,14 @@ def write_outputs(
             announce(cache.folder, outputs, len(todo), len(images))
         digest = cache.digest(path)
         cache.write(digest, outputs)
-        sha256 = file_digest(cache.file_of(digest))
-        found[digest] = {'path': path, 'size': list(outputs.loaded_shape), 'sha256': sha256}
+        found[digest] = {'path': path, **entry_of(cache.file_of(digest), outputs)}
     shares = all_gather_object(found)
     everything = {digest: entry for share in shares for digest, entry in share.items()}
     if is_main_process():
-        cache.write_manifest(dataclasses.replace(manifest, images={**manifest.images, **everything}))
+        # Nothing makes anew what earlier runs wrote for images that these data sets lack: if gone, forget it.
+        gone = cache.faults()
+        earlier = {digest: entry for digest, entry in manifest.images.items() if digest not in gone}
+        cache.write_manifest(dataclasses.replace(manifest, images={**earlier, **everything}))
         print(f'{cache.folder}: {len(todo)} images run, {len(images) - len(todo)} were there already')
 
 
@@ -192,12 +201,18 @@ def finished(cache: TeacherCache, digest: str, known: dict[str, Any] | None) -> 
     file = cache.file_of(digest)
     if not file.exists():
         return None
-    sha256 = file_digest(file)
     if known is not None:
-        return known if known['sha256'] == sha256 else None
-    if not cache.is_whole(digest):
-        return None
-    return {'size': list(cache.read_file(digest).loaded_shape), 'sha256': sha256}
+        return {**known, 'bytes': file.stat().st_size} if known['sha256'] == file_digest(file) else None
+    return entry_of(file, cache.read_file(digest)) if cache.is_whole(digest) else None
+
+
+def entry_of(file: Path, outputs: CachedOutputs) -> dict[str, Any]:
+    """The manifest's entry for an image's outputs in this file, less the image's path."""
+    return {
+        'size': list(outputs.loaded_shape),
+        'sha256': file_digest(file),
+        'bytes': file.stat().st_size,
+    }
 
 
 def run(model: SegDistiller, data: dict[str, Any]) -> tuple[str, CachedOutputs]:
@@ -225,14 +240,20 @@ def announce(folder: Path, outputs: CachedOutputs, missing: int, images: int) ->
     if is_main_process():
         shapes = ', '.join(f'{tap} {tuple(output.shape)}' for tap, output in outputs.outputs.items())
         print(
-            f'{missing} of {images} images to do, {shapes} in float16: {each / 1e6:.2f} MB each, about '
-            f'{missing * each / 1e9:.2f} GB in {folder}, where {free / 1e9:.0f} GB are free'
+            f'{missing} of {images} images to do, {shapes} in float16: {size_text(each)} each, about '
+            f'{size_text(missing * each)} in {folder}, where {size_text(free)} are free'
         )
     if missing * each > free:
         raise ConfigError(
-            f'{str(folder)!r} has {free / 1e9:.1f} GB free, about {missing * each / 1e9:.1f} GB are needed. '
+            f'{str(folder)!r} has {size_text(free)} free, about {size_text(missing * each)} are needed. '
             'Choose another --out, or fewer --taps'
         )
+
+
+def size_text(size: float) -> str:
+    """A number of bytes in a unit that fits, such as '1.2 MB'."""
+    unit, factor = next(((u, f) for u, f in (('GB', 1e9), ('MB', 1e6)) if size >= f), ('kB', 1e3))
+    return f'{size / factor:.1f} {unit}'
 
 
 if __name__ == '__main__':

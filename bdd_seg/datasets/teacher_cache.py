@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.fileio import get
 from mmseg.registry import TRANSFORMS
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bdd_seg.datasets.geometry import FollowGeometry
@@ -40,8 +40,9 @@ class Manifest:
         strides: Tap name → input pixels per output cell, (vertical, horizontal).
         align_corners: How its head relates output cells to input pixels.
         pipeline: The settings of what made its input of an image file.
-        images: SHA-256 of an image file → its ``path`` when it was read, its ``size`` (H, W) and the
-            ``sha256`` of its outputs' file. Empty until the cache is complete.
+        images: SHA-256 of an image file → its ``path`` when it was read, its ``size`` (H, W), and of its
+            outputs' file the ``sha256`` and the length in ``bytes``, which caches of before do not tell.
+            Empty until the cache is complete.
         version: Of this format.
     """
 
@@ -136,7 +137,8 @@ class TeacherCache:
         }
         temporary = self.folder / f'{digest}.{os.getpid()}.part'
         try:
-            save_file(outputs, temporary, metadata={'bdd_seg': json.dumps(geometry)})
+            # Not by save_file, whose files nobody else may read, whatever the umask.
+            temporary.write_bytes(save(outputs, metadata={'bdd_seg': json.dumps(geometry)}))
             temporary.replace(self.file_of(digest))
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
@@ -158,10 +160,15 @@ class TeacherCache:
             )
         file = self.file_of(digest)
         if digest not in self._intact:
-            if not file.exists():
-                raise ConfigError(f'cached outputs {str(file)!r} of {img_path!r} are missing; {_RENEW}')
-            if file_digest(file) != known['sha256']:
-                raise ConfigError(f'cached outputs {str(file)!r} of {img_path!r} are damaged; {_RENEW}')
+            where = f'cached outputs {str(file)!r} of {img_path!r}'
+            try:
+                intact = file_digest(file) == known['sha256']
+            except FileNotFoundError as error:
+                raise ConfigError(f'{where} are missing; {_RENEW}') from error
+            except OSError as error:
+                raise ConfigError(f'{where} cannot be read: {error.strerror}') from error
+            if not intact:
+                raise ConfigError(f'{where} are damaged; {_RENEW}')
             self._intact.add(digest)
         return self.read_file(digest, taps)
 
@@ -177,6 +184,36 @@ class TeacherCache:
         return CachedOutputs(
             outputs, np.array(told['geometry']), tuple(told['input_shape']), tuple(told['loaded_shape'])
         )
+
+    def faults(self) -> dict[str, str]:
+        """What is wrong with files that the manifest names, by the digests of their images.
+
+        Looks at names and lengths only; :meth:`read` looks at the content.
+        """
+        with os.scandir(self.folder) as files:
+            lengths = {file.name: file.stat().st_size for file in files}
+        faults = {}
+        for digest, entry in self.manifest.images.items():
+            length = lengths.get(self.file_of(digest).name)
+            if length is None:
+                faults[digest] = 'is missing'
+            elif length != entry.get('bytes', length):
+                faults[digest] = f'has {length} bytes instead of {entry["bytes"]}'
+        return faults
+
+    def check_files(self) -> None:
+        """See that all files are there, and as long as they were written.
+
+        Raises:
+            ConfigError: One is not.
+        """
+        images, faults = self.manifest.images, self.faults()
+        if faults:
+            digest, fault = next(iter(faults.items()))
+            raise ConfigError(
+                f'{len(faults)} of {len(images)} files of the cache {str(self.folder)!r} are missing or cut, '
+                f'the first: {self.file_of(digest).name} of {images[digest].get("path")!r} {fault}; {_RENEW}'
+            )
 
     def is_whole(self, digest: str) -> bool:
         """Whether a file is there and can be read."""
@@ -272,7 +309,7 @@ def read_teacher_cache(cfg: Config) -> None:
         cfg: The whole config, changed in place.
 
     Raises:
-        ConfigError: There is no such cache.
+        ConfigError: There is no such cache, or files of it are missing or cut.
     """
     teacher = cfg.model.get('teacher') or {}
     if teacher.get('type') != 'CachedTeacher':
@@ -283,6 +320,7 @@ def read_teacher_cache(cfg: Config) -> None:
         )
     cache = str(teacher['cache'])
     manifest = TeacherCache(cache).manifest
+    TeacherCache(cache).check_files()
     wanted = {loss.get('teacher_tap') or manifest.logits_tap for loss in cfg.model.get('distill_losses', [])}
     taps = sorted((wanted | {manifest.logits_tap}) & manifest.strides.keys())
     for settings, _ in leaf_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):

@@ -66,7 +66,8 @@ class CachedTeacher(Teacher):
         for tap in wanted:
             if tap not in manifest.strides:
                 raise ConfigError(
-                    f'{self.describe()} holds {", ".join(manifest.strides)}, not {tap!r}; make one that does'
+                    f'{self.describe()} holds {", ".join(manifest.strides)}, not {tap!r}; make another: '
+                    f'tools/cache_teacher.py CONFIG --out ANOTHER_FOLDER --taps {" ".join(wanted)}'
                 )
         self.taps = wanted
         self.logits_tap = manifest.logits_tap

@@ -1,7 +1,9 @@
 """Checkpoints are data: what is read here cannot run code."""
 
+import hashlib
 import os
 import pickle
+import re
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,12 @@ def _is_url(source: str) -> bool:
 
 
 def _download_path(url: str) -> Path:
-    return Path(torch.hub.get_dir()) / 'checkpoints' / os.path.basename(urlparse(url).path)
+    name = os.path.basename(urlparse(url).path)
+    # Names such as r18-1a2b3c4d.pth tell the content: torch's, torchvision's and OpenMMLab's, whose own
+    # downloads are then shared. Any other may mean another file elsewhere.
+    if not re.search(r'-[0-9a-f]{8,}\.', name):
+        name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
+    return Path(torch.hub.get_dir()) / 'checkpoints' / name
 
 
 def _damaged(source: str, path: Path, reason: str) -> str:

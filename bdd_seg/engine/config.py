@@ -20,7 +20,8 @@ def load_config(name: str | Path) -> Config:
     """Read a config file: a path, or ``mmseg::FOLDER/NAME.py`` for one that mmseg ships.
 
     Raises:
-        ConfigError: There is no such file, or a file that it inherits from is missing.
+        ConfigError: There is no such file, a file that it inherits from is missing, or a module that it
+            names cannot be imported.
     """
     path = Path(name)
     if str(name).startswith(_MMSEG_PREFIX):
@@ -35,6 +36,22 @@ def load_config(name: str | Path) -> Config:
         raise ConfigError(
             f'config {str(name)!r} inherits from a file that does not exist: {error}'
         ) from error
+    except ImportError as error:
+        raise ConfigError(f'config {str(name)!r}: {_import_problem(error)}') from error
+
+
+def _import_problem(error: ImportError) -> str:
+    """What is wrong with an import, with mmengine's errors around those of ``custom_imports`` removed."""
+    prefix, cause = 'Failed to import ', error.__cause__
+    if cause is None or not str(cause).startswith(prefix):  # the config itself imports
+        return str(error)
+    module, original = str(cause).removeprefix(prefix), cause.__context__
+    if isinstance(original, ModuleNotFoundError) and f'{module}.'.startswith(f'{original.name}.'):
+        return (
+            f'custom_imports names {module!r}, which is not found. If it is in the folder you run in, begin '
+            'the line with PYTHONPATH=.'
+        )
+    return f'custom_imports: {module!r} cannot be imported: {type(original).__name__}: {original}'
 
 
 def check_datasets(cfg: Config, *dataloaders: str) -> None:

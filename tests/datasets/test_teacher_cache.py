@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -80,6 +81,46 @@ def test_missing_and_damaged_files_are_named(cache, image):
     assert not cache.is_whole(file.stem)
     with pytest.raises(ConfigError, match=rf'{file.name}.*image\.png.* are missing; run tools/cache_teacher'):
         cache.read(image)
+    file.mkdir()  # stands for what may not be read: tests may run as root, who may
+    with pytest.raises(ConfigError, match=rf'{file.name}.*image\.png. cannot be read: Is a directory'):
+        cache.read(image)
+
+
+def test_files_are_compared_with_the_manifest_without_reading_them(cache, image):
+    (file,) = cache.folder.glob('*.safetensors')
+    digest, content = file.stem, file.read_bytes()
+    cache.manifest.images[digest]['bytes'] = len(content)
+    cache.manifest.images['f' * 64] = {}  # as older manifests are, without a size
+    cache.file_of('f' * 64).write_bytes(b'any')
+    assert cache.faults() == {}
+    cache.check_files()
+    file.write_bytes(bytes(len(content)))
+    assert cache.faults() == {}
+    file.write_bytes(content[:-10])
+    assert cache.faults() == {digest: f'has {len(content) - 10} bytes instead of {len(content)}'}
+    cache.file_of('f' * 64).unlink()
+    assert cache.faults().keys() == {digest, 'f' * 64}
+    with pytest.raises(
+        ConfigError,
+        match=rf'2 of 2 files .*, the first: {file.name} of .*image\.png. has .* bytes .*; run tools/',
+    ):
+        cache.check_files()
+    file.unlink()
+    cache.file_of('f' * 64).write_bytes(b'any')
+    with pytest.raises(ConfigError, match=rf'1 of 2 files .*: {file.name} of .*image\.png. is missing; run'):
+        cache.check_files()
+
+
+@pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_are_as_readable_as_the_umask_lets_them(tmp_path, umask, mode):
+    earlier = os.umask(umask)
+    try:
+        cache = TeacherCache(tmp_path / 'cache')
+        cache.write_manifest(Manifest({}, 2, None, 'decode_head.conv_seg', {}, False, []))
+        cache.write('0' * 64, entry())
+    finally:
+        os.umask(earlier)
+    assert [file.stat().st_mode & 0o777 for file in cache.folder.iterdir()] == [mode, mode]
 
 
 def test_values_that_float16_cannot_hold_are_refused(cache):
@@ -129,6 +170,10 @@ def test_a_live_teacher_needs_no_cache():
 def test_a_cache_that_is_not_there(tmp_path):
     dataset = dict(type='CityscapesDataset', pipeline=PIPELINE)
     with pytest.raises(ConfigError, match='is no cache of a teacher'):
+        read_teacher_cache(config(dict(type='CachedTeacher', cache=str(tmp_path)), dataset))
+    cache = TeacherCache(tmp_path)
+    cache.write_manifest(Manifest({}, 2, None, 'decode_head.conv_seg', {}, False, [], {'f' * 64: {}}))
+    with pytest.raises(ConfigError, match=r'1 of 1 files .*: f{64}\.safetensors .*is missing'):
         read_teacher_cache(config(dict(type='CachedTeacher', cache=str(tmp_path)), dataset))
     with pytest.raises(ConfigError, match='CachedTeacher needs model.teacher.cache'):
         read_teacher_cache(config(dict(type='CachedTeacher'), dataset))

@@ -187,7 +187,11 @@ def test_what_a_cache_must_hold(student, tmp_path):
     teacher.build(student, [None])
     assert teacher.is_built
     assert teacher.logits_tap == LOGITS
-    with pytest.raises(ConfigError, match="holds decode_head.conv_seg, not 'backbone.layer4'"):
+    with pytest.raises(
+        ConfigError,
+        match="holds decode_head.conv_seg, not 'backbone.layer4'; make another: .*"
+        '--taps backbone.layer4 decode_head.conv_seg$',
+    ):
         teacher.build(student, ['backbone.layer4'])
     with pytest.raises(ConfigError, match='predicts 7 classes, the student 19'):
         CachedTeacher(cache_of(tmp_path, classes=7)).build(student, [None])

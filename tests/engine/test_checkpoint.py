@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 
-from bdd_seg.engine import load_checkpoint
+from bdd_seg.engine import find_checkpoint, load_checkpoint
 from bdd_seg.errors import ConfigError
 
 
@@ -82,3 +82,26 @@ def test_files_that_are_no_checkpoints(tmp_path):
         load_checkpoint(str(tmp_path / 'absent.pth'))
     with pytest.raises(ConfigError, match='is a folder'):
         load_checkpoint(str(tmp_path))
+
+
+def test_urls_share_a_download_only_where_the_name_tells_the_content(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    fetched = []
+
+    def fetch(url, path):
+        fetched.append(url)
+        torch.save({'weight': torch.full((1,), float(len(fetched)))}, path)
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', fetch)
+    runs = [f'http://127.0.0.1/{folder}/iter_80000.pth' for folder in ('r18-d8.a', 'r101-d8.b')]
+    runs += [f'http://127.0.0.1/get/model-d8.pth?id={i}' for i in (1, 2)]
+    for i, url in enumerate([*runs, *runs]):
+        assert find_checkpoint(url) is None or i >= len(runs)
+        assert load_checkpoint(url)['weight'] == i % len(runs) + 1
+    assert fetched == runs
+    # As torch and OpenMMLab name their files, and where they keep them.
+    name = 'pspnet_r101-d8_512x1024_80k_cityscapes_20200606_112211-e1e1100f.pth'
+    torch.save({'weight': torch.zeros(1)}, tmp_path / 'hub/checkpoints' / name)
+    for mirror in ('download.openmmlab.com', 'mmassets.onedl.ai'):
+        assert load_checkpoint(f'https://{mirror}/mmsegmentation/{name}')['weight'] == 0
+    assert fetched == runs

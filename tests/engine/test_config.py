@@ -28,6 +28,43 @@ def test_what_does_not_exist(tmp_path):
         load_config(tmp_path / 'orphan.py')
 
 
+@pytest.mark.parametrize(
+    'module, content, expected',
+    [
+        (
+            'my_absent_loss',
+            None,
+            "names 'my_absent_loss', which is not found. .* begin the line with PYTHONPATH=.",
+        ),
+        ('bdd_seg.absent', None, "names 'bdd_seg.absent', which is not found"),
+        (
+            'my_loss_a',
+            'import my_absent_helper',
+            "my_loss_a' cannot be imported: ModuleNotFoundError: No module named 'my_absent_helper'$",
+        ),
+        (
+            'my_loss_b',
+            'from bdd_seg.losses import AbsentLoss',
+            "my_loss_b' cannot be imported: ImportError: cannot import name 'AbsentLoss' from 'bdd_seg.lo",
+        ),
+    ],
+)
+def test_modules_that_cannot_be_imported(tmp_path, monkeypatch, module, content, expected):
+    monkeypatch.syspath_prepend(tmp_path)
+    if content is not None:
+        (tmp_path / f'{module}.py').write_text(content)
+    config = tmp_path / 'config.py'
+    config.write_text(f"custom_imports = dict(imports=['bdd_seg', {module!r}])")
+    with pytest.raises(ConfigError, match=f'config .*config.py.: custom_imports.*{expected}'):
+        load_config(config)
+
+
+def test_a_config_that_itself_imports_what_is_absent(tmp_path):
+    (tmp_path / 'config.py').write_text('classes = __import__("my_absent_helper").CLASSES')
+    with pytest.raises(ConfigError, match=r"config\.py.: No module named 'my_absent_helper'$"):
+        load_config(tmp_path / 'config.py')
+
+
 def loader(**dataset):
     return Config({'train_dataloader': {'dataset': {'type': 'CityscapesDataset', **dataset}}})
 
