@@ -8,7 +8,6 @@ model = dict(
     backbone=dict(depth=18, base_channels=16, stem_channels=16),
     decode_head=dict(in_channels=128, channels=32, num_classes=11),
     auxiliary_head=dict(in_channels=64, channels=16, num_classes=11))
-optim_wrapper = dict(optimizer=dict(lr=0.05))
-param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=900, by_epoch=False)]
-train_cfg = dict(max_iters=900)
-default_hooks = dict(checkpoint=dict(interval=300, max_keep_ckpts=1))
+param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=500, by_epoch=False)]
+train_cfg = dict(max_iters=500)
+default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=1))

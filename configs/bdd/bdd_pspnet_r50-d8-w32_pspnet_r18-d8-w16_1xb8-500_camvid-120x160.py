@@ -1,4 +1,4 @@
-_base_ = '../pspnet/pspnet_r18-d8-w16_1xb8-900_camvid-120x160.py'
+_base_ = '../pspnet/pspnet_r18-d8-w16_1xb8-500_camvid-120x160.py'
 model = dict(
     type='SegDistiller',
     teacher=dict(

@@ -1,0 +1,1 @@
+"""Studies: many runs of the tools, and what they say together."""

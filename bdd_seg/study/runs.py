@@ -1,0 +1,359 @@
+"""The runs of a study: which they are, whether they may be compared, and each as a user would start it."""
+
+import hashlib
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+
+from bdd_seg.engine import load_checkpoint, load_config
+from bdd_seg.errors import ConfigError
+from bdd_seg.study.settings import Options, Study, full_keys
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+
+# What runs must share to be compared: data, schedule and crop; the student is looked at too.
+_SHARED = (
+    'train_dataloader', 'val_dataloader', 'test_dataloader', 'test_evaluator', 'train_cfg', 'optim_wrapper',
+    'param_scheduler',
+)  # fmt: skip
+_DISTILLERS = {'SegDistiller': 'EncoderDecoder', 'CascadeSegDistiller': 'CascadeEncoderDecoder'}
+
+
+class StoppedError(Exception):
+    """The study was asked to stop while a run was going on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Attributes:
+        method: Name of its method.
+        stage: ``'search'``, ``'final'``, or ``'reference'`` for a network that is only evaluated.
+        equal: What it gets the same amount of as others: ``'iterations'`` or ``'wall_clock'``.
+        seed: Its seed.
+        setting: What the search set.
+        splits: Where it is evaluated.
+        cfg: The whole config.
+        checkpoint: That of a reference.
+    """
+
+    method: str
+    stage: str
+    equal: str
+    seed: int
+    setting: Options
+    splits: dict[str, Options]
+    cfg: Config
+    checkpoint: Path | None = None
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the config, the same wherever the project lies."""
+        text = self.cfg.pretty_text.replace(f'{TOOLS.parent}/', '').replace(f'{Path.cwd()}/', '')
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Short and unique, for a folder. Two runs of one config are one."""
+        return f'{self.method}-seed{self.seed}-{self.sha256[:12]}'
+
+    def described(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """The run with what came out of it, as :mod:`bdd_seg.study.report` knows it."""
+        return {
+            'method': self.method, 'stage': self.stage, 'equal': self.equal, 'seed': self.seed,
+            'setting': self.setting, 'config_sha256': self.sha256, **facts,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        setting = ', '.join(f'{key.removeprefix("loss.")} {value}' for key, value in self.setting.items())
+        return f'{self.stage} {self.method}{f" ({setting})" if setting else ""} seed {self.seed}'
+
+
+def make_run(
+    study: Study, method: str, stage: str, seed: int, setting: Options, equal: str = 'iterations',
+    iterations: int | None = None,
+) -> Run:  # fmt: skip
+    """The run of a method with a setting and a seed.
+
+    Raises:
+        ConfigError: The config cannot be read, or an override does not fit into it.
+    """
+    cfg = _config(study, study.methods[method].config, study.methods[method].options, setting)
+    cfg.merge_from_dict({'randomness.seed': seed})
+    _set_length(cfg, iterations or iterations_of(study))
+    splits = {study.select_on: study.splits[study.select_on]} if stage == 'search' else study.splits
+    return Run(method, stage, equal, seed, setting, splits, cfg)
+
+
+def reference_runs(study: Study) -> list[Run]:
+    """The evaluation of the teacher, where the study names one."""
+    if study.teacher is None:
+        return []
+    cfg = _config(study, study.teacher.config, {}, {})
+    return [Run('teacher', 'reference', 'iterations', 0, {}, study.splits, cfg, study.teacher.checkpoint)]
+
+
+def iterations_of(study: Study) -> int:
+    """How long each run is."""
+    return study.iterations or load_config(study.methods[study.control].config).train_cfg.max_iters
+
+
+def check_comparable(study: Study) -> None:
+    """Refuse a study whose methods differ in more than how they distil.
+
+    Raises:
+        ConfigError: It names the first key that differs.
+    """
+    control = _shared(make_run(study, study.control, 'final', 0, {}).cfg)
+    for name, method in study.methods.items():
+        for setting in method.search or [{}]:
+            other = _shared(make_run(study, name, 'final', 0, setting).cfg)
+            for key in sorted(control.keys() | other.keys()):
+                if control.get(key) == other.get(key):
+                    continue
+                if any(key == free or key.startswith(f'{free}.') for free in study.may_differ):
+                    continue
+                raise ConfigError(
+                    f'methods {study.control!r} and {name!r} cannot be compared: their {key} is '
+                    f'{control.get(key)!r} and {other.get(key)!r}. If that is meant, name it in may_differ'
+                )
+
+
+def train_and_test(
+    run: Run, folder: Path, study: Study, environment: dict[str, str], stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Train and evaluate by the project's own tools, and say what came out.
+
+    An interrupted training goes on from its latest checkpoint. Of a finished run the logs stay, and of a
+    final one the student's weights in half precision.
+
+    Args:
+        run: What to run.
+        folder: Where it may write.
+        study: The study that it belongs to.
+        environment: Environment variables, such as which GPU.
+        stop: Whether it has to stop. Asked several times a second.
+
+    Returns:
+        ``iterations``, ``seconds_per_iteration``, ``seconds`` of wall-clock, ``peak_memory_mb``, ``scores``
+        by split, ``git_revision`` and when it ``finished``.
+
+    Raises:
+        ConfigError: A tool failed; it names the log.
+        StoppedError: ``stop`` said so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {}
+    checkpoint, config = run.checkpoint, folder / 'config.py'
+    run.cfg.dump(config)
+    if checkpoint is None:
+        iterations = run.cfg.train_cfg.max_iters
+        weights = folder / f'iter_{iterations}.pth'
+        checkpoint = weights if weights.exists() or not half(folder).exists() else half(folder)
+        usage = folder / 'usage.json'  # of all sessions, should it be interrupted
+        if not checkpoint.exists():
+            line = [str(TOOLS / 'train.py'), str(config), '--work-dir', str(folder), '--resume']
+            seconds, memory = _call(
+                [*line, *study.train_flags], folder / 'train.log', environment, stop, usage
+            )
+            write_json(usage, {'seconds': seconds, 'peak_memory_mb': memory})
+        facts = {'iterations': iterations, **json.loads(usage.read_text()), **_logged(folder)}
+    scores = {}
+    for split, options in run.splits.items():
+        cfg = Config(ConfigDict(run.cfg.to_dict()))
+        cfg.merge_from_dict(full_keys(options))
+        cfg.test_evaluator.type = 'ClassIoUMetric'
+        cfg.dump(folder / f'{split}.py')
+        work_dir = folder / split
+        line = [str(TOOLS / 'test.py'), str(folder / f'{split}.py'), str(checkpoint)]
+        _call([*line, '--work-dir', str(work_dir)], folder / f'{split}.log', environment, stop)
+        scores[split] = read_scores(work_dir)
+    if run.checkpoint is None:
+        _tidy(folder, checkpoint, keep=run.stage == 'final')
+    return {
+        **facts,
+        'scores': scores,
+        'git_revision': _revision(),
+        'finished': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+    }
+
+
+def half(folder: Path) -> Path:
+    """Where a finished run leaves its student's weights in half precision."""
+    return folder / 'student_float16.pth'
+
+
+def read_scores(work_dir: Path) -> dict[str, Any]:
+    """mIoU, aAcc and mAcc in percent and the classes' IoU, of the latest run of tools/test.py."""
+    file = max(work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+    result = json.loads(file.read_text().splitlines()[-1])
+    classes = {key.removeprefix('IoU.'): value for key, value in result.items() if key.startswith('IoU.')}
+    classes = {name: None if math.isnan(value) else value for name, value in classes.items()}
+    return {**{key: result[key] for key in ('mIoU', 'aAcc', 'mAcc')}, 'classes': classes}
+
+
+def read_log(work_dir: Path) -> Iterator[dict[str, Any]]:
+    """What tools/train.py logged, over all its sessions."""
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in path.open():
+            record = json.loads(line)
+            if 'loss' in record:
+                yield record
+
+
+def seconds_per_iteration(work_dir: Path) -> float:
+    """The median over the log intervals of a training, all its sessions taken together."""
+    return median(record['time'] for record in read_log(work_dir))
+
+
+def prepare(study: Study, stop: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Run the commands that come first, but those whose file is there.
+
+    Raises:
+        ConfigError: One failed or made no such file.
+        StoppedError: ``stop`` said so.
+    """
+    for step in study.prepare:
+        if step.creates.exists():
+            continue
+        log = step.creates.parent / 'prepare.log'
+        say(f'{step.run}   (log: {log})')
+        log.parent.mkdir(parents=True, exist_ok=True)
+        tool, *arguments = shlex.split(step.run)
+        _call([str(TOOLS.parent / tool), *arguments], log, {}, stop)
+        if not step.creates.exists():
+            raise ConfigError(f'prepare: {step.run!r} made no {step.creates}; see {log}')
+
+
+def _config(study: Study, path: Path, options: Options, setting: Options) -> Config:
+    cfg = load_config(path if path.is_absolute() else TOOLS.parent / path)
+    distilled = study.distilled_options if 'teacher' in cfg.model else {}
+    for overrides in (study.options, distilled, options, setting):
+        try:
+            cfg.merge_from_dict(full_keys(overrides))
+        except (KeyError, TypeError, AssertionError, IndexError) as error:
+            raise ConfigError(f'{path}: {overrides} does not fit: {error}') from error
+    return cfg
+
+
+def _set_length(cfg: Config, iterations: int) -> None:
+    """Train that long, schedules that end with the training included, and validate nothing meanwhile."""
+    before = cfg.train_cfg.max_iters
+    for scheduler in cfg.param_scheduler:
+        if scheduler.get('end') == before:
+            scheduler.end = iterations
+    cfg.train_cfg.max_iters = iterations
+    cfg.train_cfg.val_begin = iterations + 1
+    cfg.default_hooks.checkpoint.update(interval=math.ceil(iterations / 4), max_keep_ckpts=1)
+    cfg.default_hooks.logger.interval = min(
+        cfg.default_hooks.logger.get('interval', 50), math.ceil(iterations / 10)
+    )
+
+
+def _shared(cfg: Config) -> dict[str, Any]:
+    """What runs must share, flat: dotted key → value."""
+    settings = cfg.to_dict()
+    student = {
+        key: value for key, value in settings['model'].items() if key not in ('teacher', 'distill_losses')
+    }
+    student['type'] = _DISTILLERS.get(student['type'], student['type'])
+    return dict(_flat({**{key: settings.get(key) for key in _SHARED}, 'model': student}))
+
+
+def _flat(value: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for inner, content in items:
+            yield from _flat(content, f'{key}.{inner}' if key else str(inner))
+    else:
+        yield key, value
+
+
+def _logged(folder: Path) -> dict[str, float]:
+    facts = {'seconds_per_iteration': seconds_per_iteration(folder)}
+    memory = [record['memory'] for record in read_log(folder) if 'memory' in record]  # of the GPU
+    return {**facts, 'peak_memory_mb': max(memory)} if memory else facts
+
+
+def _tidy(folder: Path, checkpoint: Path, keep: bool) -> None:
+    if keep and checkpoint != half(folder):
+        content = load_checkpoint(checkpoint)
+        weights = {
+            key: value.half() if value.is_floating_point() else value
+            for key, value in content['state_dict'].items()
+        }
+        torch.save(
+            {'state_dict': weights, 'meta': {'dataset_meta': content['meta'].get('dataset_meta')}},
+            half(folder),
+        )
+    for path in folder.glob('iter_*.pth'):
+        path.unlink()
+    if not keep:
+        half(folder).unlink(missing_ok=True)
+
+
+def _revision() -> str:
+    """The commit that the project is at, with ``-dirty`` where files differ from it; empty without git."""
+    line = ['git', '-C', str(TOOLS), 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
+    return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _call(
+    line: list[str],
+    log: Path,
+    environment: dict[str, str],
+    stop: Callable[[], bool],
+    usage: Path | None = None,
+) -> tuple[float, float]:
+    """Run a tool, and return its wall-clock in seconds and its peak memory in MB.
+
+    Those of earlier sessions are in ``usage``, and are added; so is this one when it is stopped.
+    """
+    earlier = json.loads(usage.read_text()) if usage is not None and usage.exists() else {}
+    start = time.monotonic()
+    with log.open('a') as file:
+        process = subprocess.Popen(
+            [sys.executable, *line], stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        while True:
+            child, status, resources = os.wait4(process.pid, os.WNOHANG)  # of this child alone
+            if child:
+                break
+            if stop():
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+                if usage is not None:
+                    seconds = earlier.get('seconds', 0.0) + time.monotonic() - start
+                    write_json(
+                        usage, {'seconds': seconds, 'peak_memory_mb': earlier.get('peak_memory_mb', 0.0)}
+                    )
+                raise StoppedError
+            time.sleep(0.2)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        last = log.read_text(errors='replace').strip().splitlines()[-1:]
+        raise ConfigError(f'{Path(line[0]).name} failed ({"".join(last)}); see {log}')
+    seconds = earlier.get('seconds', 0.0) + time.monotonic() - start
+    return seconds, max(earlier.get('peak_memory_mb', 0.0), resources.ru_maxrss / 1024)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    temporary = path.with_suffix('.part')
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(path)

@@ -1,0 +1,75 @@
+import pytest
+import yaml
+
+from bdd_seg.errors import ConfigError
+from bdd_seg.study.settings import full_keys, load_study
+
+SMALLEST = {
+    'title': 't',
+    'methods': {
+        'alone': {'label': 'a', 'config': 'a.py'},
+        'kd': {'label': 'b', 'config': 'b.py', 'search': [{'loss.loss_weight': 1}]},
+        'cwd': {'label': 'c', 'config': 'b.py', 'search': [{'loss.loss_weight': 2}]},
+    },
+    'control': 'alone',
+    'seeds': [1, 2],
+    'search_seeds': [0],
+    'select_on': 'val',
+    'splits': {'val': {}},
+}
+
+
+def load(tmp_path, **changes):
+    file = tmp_path / 'study.yaml'
+    file.write_text(yaml.safe_dump({**SMALLEST, **changes}, sort_keys=False))
+    return load_study(file)
+
+
+def test_what_is_left_out_has_its_default(tmp_path):
+    study = load(tmp_path)
+    assert study.equal == ['iterations']
+    assert study.iterations is None
+    assert study.methods['kd'].search == [{'loss.loss_weight': 1}]
+    assert study.methods['alone'].search == []
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'seed': 3}, 'seed: Extra inputs are not permitted'),
+        ({'seeds': []}, 'seeds: List should have at least 1 item'),
+        ({'iterations': 0}, 'iterations: Input should be greater than 0'),
+        ({'control': 'nobody'}, "control: 'nobody' is none of the methods"),
+        ({'compare': ['kd', 'bdd']}, "compare: 'bdd' is none of the methods"),
+        ({'select_on': 'test'}, "select_on: 'test' is none of the splits"),
+        ({'equal': ['wall_clock']}, "equal: begins with 'iterations'"),
+        ({'equal': ['iterations', 'wall_clock']}, "equal: 'wall_clock' needs wall_clock_of"),
+        ({'search_seeds': []}, 'search_seeds: a search needs at least one'),
+        ({'search_seeds': [2]}, 'search_seeds: a seed that chose a setting must not be among'),
+        ({'equal': ['hours']}, "equal.0: Input should be 'iterations' or 'wall_clock'"),
+    ],
+)
+def test_what_may_not_be_said(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, **changes)
+
+
+def test_every_method_gets_as_many_trials(tmp_path):
+    methods = {**SMALLEST['methods'], 'cwd': {'label': 'c', 'config': 'b.py'}}
+    with pytest.raises(ConfigError, match="needs as many trials as the others: {'kd': 1, 'cwd': 0}"):
+        load(tmp_path, methods=methods)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match='nowhere.yaml. cannot be read: .*No such file'):
+        load_study(tmp_path / 'nowhere.yaml')
+    (tmp_path / 'broken.yaml').write_text('title: [')
+    with pytest.raises(ConfigError, match='broken.yaml. cannot be read: while parsing'):
+        load_study(tmp_path / 'broken.yaml')
+
+
+def test_short_keys():
+    assert full_keys({'loss.tau_forward': 2, 'lossy': 1}) == {
+        'model.distill_losses.0.tau_forward': 2,
+        'lossy': 1,
+    }
