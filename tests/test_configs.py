@@ -7,7 +7,12 @@ from mmseg.registry import MODELS
 from bdd_seg.engine import load_config
 
 PLAIN = sorted(path.name for path in (CONFIGS / 'pspnet').glob('*.py'))
-METHODS = {'bdd': ('BDDLoss', 10), 'feature': ('FeatureMSELoss', 13)}  # folder: loss, lines at most
+METHODS = {  # folder: loss, lines at most
+    'bdd': ('BDDLoss', 10),
+    'cwd': ('BDDLoss', 3),
+    'kd': ('BDDLoss', 5),
+    'feature': ('FeatureMSELoss', 13),
+}
 DISTILLED = [
     f'{folder}/{path.name}' for folder in METHODS for path in sorted((CONFIGS / folder).glob('*.py'))
 ]
@@ -56,7 +61,9 @@ def test_distilled_configs_are_the_student_plus_a_teacher(name):
     losses = model.pop('distill_losses')
     assert [loss['type'] for loss in losses] == [kind]
     if kind == 'BDDLoss':
-        assert ('pixel' in name) == (MODELS.build(losses[0]).domain == 'pixel')
+        loss = MODELS.build(losses[0])
+        assert ('pixel' in name or method == 'kd') == (loss.domain == 'pixel')
+        assert (loss.forward_weight, loss.reverse_weight) == (1, 1 if method == 'bdd' else 0)
     plain = student.model.to_dict()
     assert plain.pop('type') == 'EncoderDecoder'
     assert model == plain

@@ -132,7 +132,7 @@ class Session:
         ]
 
     def wall_clock_runs(self) -> list[Run]:
-        """As long as one method's runs take, in steps of 5%, so that timing noise starts nothing anew."""
+        """As long as one method's runs take, in steps of 10%, so that timing noise starts nothing anew."""
         study = self.study
         if 'wall_clock' not in study.equal:
             return []
@@ -148,7 +148,7 @@ class Session:
         return [
             make_run(
                 study, name, 'final', seed, self.chosen(name), 'wall_clock',
-                round(iterations * round(20 * wall_clock / median(pace[name])) / 20),
+                round(iterations * round(10 * wall_clock / median(pace[name])) / 10),
             )
             for seed in study.seeds
             for name in study.methods
@@ -180,13 +180,14 @@ class Session:
         if not missing:
             return
         say(f'{what}: {len(missing)} of {len(runs)} runs to do, {min(self.jobs, len(missing))} at once')
-        start = time.monotonic()
+        durations: list[float] = []
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = {pool.submit(self.one, run): run for run in missing}
             try:
                 for done, future in enumerate(as_completed(futures), 1):
-                    facts, run = future.result(), futures[future]
-                    left = (time.monotonic() - start) / done * (len(missing) - done)
+                    (facts, seconds), run = future.result(), futures[future]
+                    durations.append(seconds)
+                    left = mean(durations) * (len(missing) - done) / self.jobs
                     scores = ', '.join(
                         f'{split} {score["mIoU"]:.2f}' for split, score in facts['scores'].items()
                     )
@@ -198,14 +199,15 @@ class Session:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def one(self, run: Run) -> dict[str, Any]:
-        device = self.devices.get()
+    def one(self, run: Run) -> tuple[dict[str, Any], float]:
+        """What came out of a run, and how many seconds it took."""
+        device, start = self.devices.get(), time.monotonic()
         try:
             facts = train_and_test(run, self.folder / run.name, self.study, device, self.must_stop)
         finally:
             self.devices.put(device)
         write_json(self.folder / run.name / 'result.json', facts)
-        return facts
+        return facts, time.monotonic() - start
 
     def must_stop(self) -> bool:
         return self.interrupted.is_set() or time.monotonic() > self.deadline

@@ -396,7 +396,17 @@ def in_minutes(runs: Runs) -> list[float]:
 
 
 def in_short(options: dict[str, Any]) -> str:
-    return ', '.join(f'{key.removeprefix("loss.")} {value}' for key, value in options.items())
+    """Settings for a table; hooks as they would be called."""
+    words = []
+    for key, value in options.items():
+        if key == 'custom_hooks':
+            words += [
+                f'{hook["type"]}({", ".join(f"{k}={v}" for k, v in hook.items() if k != "type")})'
+                for hook in value
+            ]
+        else:
+            words.append(f'{key.removeprefix("loss.")} {value}')
+    return ', '.join(words)
 
 
 def as_key(setting: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from bdd_seg.engine import load_config
 from bdd_seg.errors import ConfigError
@@ -113,3 +114,11 @@ def test_what_is_read_of_logs(tmp_path):
     )
     classes = {'road': 90.25, 'train': None}
     assert read_scores(tmp_path) == {'mIoU': 30.5, 'aAcc': 80, 'mAcc': 40, 'classes': classes}
+
+
+@pytest.mark.parametrize(
+    'file', sorted((ROOT / 'benchmarks/studies').glob('*.yaml')), ids=lambda file: file.stem
+)
+def test_what_is_shipped_can_be_compared(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    check_comparable(load_study(file))
