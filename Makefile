@@ -15,7 +15,7 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	"error: Python 3.10 to 3.12 is needed. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 	@echo '== Installing into $(VENV)'
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[mmseg,dev]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[mmseg,study,dev]'
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -12,6 +12,7 @@ setup(
     install_requires=['torch>=2.6', 'numpy', 'safetensors'],
     extras_require={
         'mmseg': ['onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12', 'onedl-mmsegmentation==1.4.2'],
+        'study': ['pydantic'],
         'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'ruff'],
     },
 )

@@ -57,7 +57,9 @@ class SegDistiller(EncoderDecoder):
         try:
             self.teacher = MODELS.build({'type': 'FrozenTeacher', **teacher})
         except (KeyError, TypeError) as error:
-            raise ConfigError(f'teacher cannot be built: {error}') from error
+            without_type = 'cache' in teacher and 'type' not in teacher
+            hint = '. A cache needs type="CachedTeacher" beside it' if without_type else ''
+            raise ConfigError(f'teacher cannot be built: {error}{hint}') from error
         self.distill_losses = _Losses()
         self._taps: list[tuple[str, str | None]] = []
         with torch.random.fork_rng(devices=[]):  # the student's initial weights are those it has alone

@@ -325,6 +325,7 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
         ),
         ({'distill_losses': [{'type': 'BDDLoss', 'teacher_tap': 'backbone.layer9'}]}, r'backbone\.layer4'),
         ({'teacher': {'chekpoint': 'a.pth'}}, 'teacher cannot be built.*chekpoint'),
+        ({'teacher': {'cache': 'caches/r101'}}, 'cannot be built.*A cache needs type="CachedTeacher"'),
         (
             {
                 'teacher': {'type': 'CachedTeacher', 'cache': 'cache'},
