@@ -8,6 +8,7 @@ where it stopped, or does what a changed file asks for in addition.
 import argparse
 import json
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,6 +28,7 @@ from bdd_seg.study.runs import (
     Run,
     StoppedError,
     check_comparable,
+    is_prepared,
     iterations_of,
     make_run,
     prepare,
@@ -60,6 +62,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: no run is to be left behind
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     study = load_study(args.study)
     check_comparable(study)
     session = Session(study, args)
@@ -83,16 +88,18 @@ class Session:
         self.study = study
         self.command = f'python tools/study.py {args.study}'
         self.folder: Path = args.work_dir or Path('work_dirs/studies') / args.study.stem
-        gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+        gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
         self.jobs: int = args.jobs or gpus or cores
+        self.threads = max(1, cores // self.jobs)  # of each run
         self.devices: SimpleQueue[dict[str, str]] = SimpleQueue()
         visible = os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus)))).split(',')
         for job in range(self.jobs):
-            threads = {'OMP_NUM_THREADS': str(max(1, cores // self.jobs))}
             gpu = {'CUDA_VISIBLE_DEVICES': visible[job % gpus]} if gpus else {}
-            self.devices.put({**threads, **gpu})
+            self.devices.put({'OMP_NUM_THREADS': str(self.threads), **gpu})
         self.deadline = time.monotonic() + 60 * args.time_limit if args.time_limit else float('inf')
         self.interrupted = threading.Event()
+        self.made: dict[str, Run] = {}
+        self.measured = False  # something, by this call
 
     def run(self) -> None:
         """Everything that is missing, in the order in which one thing needs another."""
@@ -102,7 +109,7 @@ class Session:
             self.do('search', self.search_runs())
             self.do('final runs', self.final_runs())
             self.do('equal wall-clock', self.wall_clock_runs())
-        except (KeyboardInterrupt, StoppedError):
+        except StoppedError:
             say('stopped; the same command goes on from here')
         finally:
             self.report()
@@ -110,14 +117,14 @@ class Session:
     def list_runs(self) -> None:
         """What :meth:`run` does, as far as it is known before the search is over."""
         for step in self.study.prepare:
-            print(f'{"done " if step.creates.exists() else "to do"}  {step.run}')
+            print(f'{"done " if is_prepared(step) else "to do"}  {step.run}')
         for run in [*reference_runs(self.study), *self.search_runs(), *self.final_runs()]:
             print(f'{"to do" if self.stored(run) is None else "done "}  {run}')
 
     def search_runs(self) -> list[Run]:
         """Every setting of every method: with the first seed all, then with the second."""
         return [
-            make_run(self.study, name, 'search', seed, setting)
+            self.make(name, 'search', seed, setting)
             for seed in self.study.search_seeds
             for name, method in self.study.methods.items()
             for setting in method.search
@@ -125,10 +132,11 @@ class Session:
 
     def final_runs(self) -> list[Run]:
         """Every method with its chosen setting, seed by seed."""
+        chosen = {name: self.chosen(name) for name in self.study.methods}
         return [
-            make_run(self.study, name, 'final', seed, self.chosen(name))
+            self.make(name, 'final', seed, setting)
             for seed in self.study.seeds
-            for name in self.study.methods
+            for name, setting in chosen.items()
         ]
 
     def wall_clock_runs(self) -> list[Run]:
@@ -145,21 +153,27 @@ class Session:
         if not all(pace.values()):
             return []
         wall_clock = median(pace[study.wall_clock_of or study.control])
+        chosen = {name: self.chosen(name) for name in study.methods}
+        tenths = {name: max(1, round(10 * wall_clock / median(pace[name]))) for name in study.methods}
         return [
-            make_run(
-                study, name, 'final', seed, self.chosen(name), 'wall_clock',
-                round(iterations * round(10 * wall_clock / median(pace[name])) / 10),
-            )
+            self.make(name, 'final', seed, setting, 'wall_clock', round(iterations * tenths[name] / 10))
             for seed in study.seeds
-            for name in study.methods
-        ]  # fmt: skip
+            for name, setting in chosen.items()
+        ]
+
+    def make(self, *about: Any) -> Run:
+        """:func:`make_run`, once: reading and digesting a config takes half a second."""
+        key = json.dumps(about)
+        if key not in self.made:
+            self.made[key] = make_run(self.study, *about)
+        return self.made[key]
 
     def chosen(self, name: str) -> Options:
         """The setting of a method that did best in the search, as far as that is finished."""
         scores: dict[int, list[float]] = {}
         for number, setting in enumerate(self.study.methods[name].search):
             for seed in self.study.search_seeds:
-                facts = self.stored(make_run(self.study, name, 'search', seed, setting))
+                facts = self.stored(self.make(name, 'search', seed, setting))
                 if facts is not None:
                     scores.setdefault(number, []).append(facts['scores'][self.study.select_on]['mIoU'])
         if not scores:
@@ -167,12 +181,22 @@ class Session:
         return self.study.methods[name].search[max(scores, key=lambda number: mean(scores[number]))]
 
     def stored(self, run: Run) -> dict[str, Any] | None:
-        """What came out of a run, None if it is not finished."""
+        """What came out of a run, None if it is not finished or was measured on something else."""
         file = self.folder / run.name / 'result.json'
         if not file.exists():
             return None
         facts = json.loads(file.read_text())
-        return facts if run.splits.keys() <= facts['scores'].keys() else None
+        same = run.circumstances(self.study)
+        # Evaluated on more splits is fine; a teacher that is not here any more cannot be compared.
+        splits = facts.get('splits', {})
+        same['splits'] = {**splits, **same['splits']}
+        known = {key: value for key, value in same.items() if value is not None}
+        complete = run.splits.keys() <= facts['scores'].keys()
+        return (
+            facts
+            if complete and all(facts.get(key, value) == value for key, value in known.items())
+            else None
+        )
 
     def do(self, what: str, runs: list[Run]) -> None:
         """Do what is missing of these runs, several at once."""
@@ -207,7 +231,19 @@ class Session:
         finally:
             self.devices.put(device)
         write_json(self.folder / run.name / 'result.json', facts)
+        self.measured = True
         return facts, time.monotonic() - start
+
+    def machine(self) -> dict[str, Any]:
+        """What was measured on: with --report, maybe not this machine."""
+        file = self.folder / 'machine.json'
+        if file.exists() and not self.measured:
+            return json.loads(file.read_text())
+        here = describe_machine(torch.cuda.is_available())
+        here |= {'threads': self.threads, 'jobs': self.jobs}
+        if self.measured:
+            write_json(file, here)
+        return here
 
     def must_stop(self) -> bool:
         return self.interrupted.is_set() or time.monotonic() > self.deadline
@@ -230,6 +266,7 @@ class Session:
         if study.teacher is not None:
             teacher = {'label': study.teacher.label, 'config': str(study.teacher.config)}
             methods['teacher'] = {**teacher, 'loss': {}, 'setting': {}, 'trials': 0}
+        self.folder.mkdir(parents=True, exist_ok=True)
         results = {
             'title': study.title,
             'command': self.command,
@@ -240,10 +277,9 @@ class Session:
             'wall_clock_of': study.wall_clock_of,
             'methods': methods,
             'runs': finished,
-            'environment': {**describe_machine(torch.cuda.is_available()), 'jobs': self.jobs},
+            'environment': self.machine(),
             'notes': study.notes,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / 'results.json', results)
         write_report(results, self.folder)
         say(f'{len(finished)} of {len(runs)} runs finished: {self.folder / "report.md"}')
@@ -254,4 +290,4 @@ def say(text: str) -> None:
 
 
 if __name__ == '__main__':
-    run_tool(main)
+    run_tool(main, 'interrupted; the same command goes on from here')

@@ -19,6 +19,8 @@ from matplotlib.patches import Patch
 from scipy.optimize import isotonic_regression
 from scipy.stats import t as student_t
 
+from bdd_seg.study.settings import in_short
+
 MODES = {'iterations': 'equal iterations', 'wall_clock': 'equal wall-clock'}
 MARKERS = {'iterations': 'o', 'wall_clock': 'D'}
 COLOURS = ('#000000', '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F7F7F')
@@ -152,7 +154,7 @@ def in_words(results: Results, equal: str) -> list[str]:
 
     They are about the splits on which nothing was chosen, where there are such.
     """
-    splits = [split for split in results['splits'] if split != results['select_on']] or results['splits']
+    splits = judged_on(results)
     methods, intervals = finished(results, equal), 0
     sentences: list[str] = []
     for i, method in enumerate(results['compare']):
@@ -276,7 +278,7 @@ def plot_class_gain(results: Results, split: str, equal: str, file: Path) -> Non
 def write_report(results: Results, folder: Path) -> None:
     """Write ``report.md`` and its plots into a folder, at any moment of a study."""
     folder.mkdir(parents=True, exist_ok=True)
-    split = results['splits'][-1]
+    split = judged_on(results)[-1]
     parts = [f'# {results["title"]}', f'```bash\n{results["command"]}\n```']
     machine = (
         f'no {key}' if value is None else f'{key} {value}' for key, value in results['environment'].items()
@@ -325,6 +327,11 @@ def references(results: Results) -> dict[str, Runs]:
         method: by_seed((run for run in runs if run['method'] == method), results['splits'])
         for method in methods
     }
+
+
+def judged_on(results: Results) -> list[str]:
+    """The splits on which nothing was chosen, all where there is no such."""
+    return [split for split in results['splits'] if split != results['select_on']] or results['splits']
 
 
 def modes(results: Results) -> list[str]:
@@ -393,20 +400,6 @@ def values(runs: Runs, key: str) -> list[float]:
 
 def in_minutes(runs: Runs) -> list[float]:
     return [seconds / 60 for seconds in values(runs, 'seconds')]
-
-
-def in_short(options: dict[str, Any]) -> str:
-    """Settings for a table; hooks as they would be called."""
-    words = []
-    for key, value in options.items():
-        if key == 'custom_hooks':
-            words += [
-                f'{hook["type"]}({", ".join(f"{k}={v}" for k, v in hook.items() if k != "type")})'
-                for hook in value
-            ]
-        else:
-            words.append(f'{key.removeprefix("loss.")} {value}')
-    return ', '.join(words)
 
 
 def as_key(setting: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The runs of a study: which they are, whether they may be compared, and each as a user would start it."""
 
+import fcntl
 import hashlib
 import json
 import math
@@ -11,24 +12,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from mmengine.config import Config, ConfigDict
 
+from bdd_seg.datasets.teacher_cache import file_digest
 from bdd_seg.engine import load_checkpoint, load_config
 from bdd_seg.errors import ConfigError
-from bdd_seg.study.settings import Options, Study, full_keys
+from bdd_seg.study.settings import Options, Preparation, Study, full_keys, in_short
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 
 # What runs must share to be compared: data, schedule and crop; the student is looked at too.
 _SHARED = (
     'train_dataloader', 'val_dataloader', 'test_dataloader', 'test_evaluator', 'train_cfg', 'optim_wrapper',
-    'param_scheduler',
+    'param_scheduler', 'load_from', 'custom_hooks',
 )  # fmt: skip
+_OF_LOSSES = ('LossStateHook', 'LossScheduleHook')  # the hooks that are part of a method
 _DISTILLERS = {'SegDistiller': 'EncoderDecoder', 'CascadeSegDistiller': 'CascadeEncoderDecoder'}
 
 
@@ -60,7 +64,7 @@ class Run:
     cfg: Config
     checkpoint: Path | None = None
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """A digest of the config, the same wherever the project lies."""
         text = self.cfg.pretty_text.replace(f'{TOOLS.parent}/', '').replace(f'{Path.cwd()}/', '')
@@ -71,6 +75,17 @@ class Run:
         """Short and unique, for a folder. Two runs of one config are one."""
         return f'{self.method}-seed{self.seed}-{self.sha256[:12]}'
 
+    def circumstances(self, study: Study) -> dict[str, Any]:
+        """What besides the config decides what comes out: flags, what it is evaluated on, the teacher."""
+        teacher = self.cfg.model.get('teacher', {})
+        file = Path(teacher['cache']) / 'manifest.json' if 'cache' in teacher else teacher.get('checkpoint')
+        return {
+            'train_flags': study.train_flags,
+            'splits': self.splits,
+            'checkpoint': _digest(self.checkpoint),
+            'teacher': _digest(file),
+        }
+
     def described(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The run with what came out of it, as :mod:`bdd_seg.study.report` knows it."""
         return {
@@ -79,8 +94,8 @@ class Run:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        setting = ', '.join(f'{key.removeprefix("loss.")} {value}' for key, value in self.setting.items())
-        return f'{self.stage} {self.method}{f" ({setting})" if setting else ""} seed {self.seed}'
+        setting = f' ({in_short(self.setting)})' if self.setting else ''
+        return f'{self.stage} {self.method}{setting} seed {self.seed}'
 
 
 def make_run(
@@ -109,7 +124,8 @@ def reference_runs(study: Study) -> list[Run]:
 
 def iterations_of(study: Study) -> int:
     """How long each run is."""
-    return study.iterations or load_config(study.methods[study.control].config).train_cfg.max_iters
+    control = study.methods[study.control]
+    return study.iterations or _max_iters(_config(study, control.config, control.options, {}))
 
 
 def check_comparable(study: Study) -> None:
@@ -138,8 +154,8 @@ def train_and_test(
 ) -> dict[str, Any]:
     """Train and evaluate by the project's own tools, and say what came out.
 
-    An interrupted training goes on from its latest checkpoint. Of a finished run the logs stay, and of a
-    final one the student's weights in half precision.
+    An interrupted training goes on from its latest checkpoint, also where the folder has been moved. Of a
+    finished run the logs stay, and of a final one the student's weights in half precision.
 
     Args:
         run: What to run.
@@ -150,33 +166,33 @@ def train_and_test(
 
     Returns:
         ``iterations``, ``seconds_per_iteration``, ``seconds`` of wall-clock, ``peak_memory_mb``, ``scores``
-        by split, ``git_revision`` and when it ``finished``.
+        by split, the run's ``circumstances``, ``git_revision`` and when it ``finished``.
 
     Raises:
         ConfigError: A tool failed; it names the log.
         StoppedError: ``stop`` said so.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {}
+    facts = run.circumstances(study)
     checkpoint, config = run.checkpoint, folder / 'config.py'
     run.cfg.dump(config)
     if checkpoint is None:
         iterations = run.cfg.train_cfg.max_iters
-        weights = folder / f'iter_{iterations}.pth'
-        checkpoint = weights if weights.exists() or not half(folder).exists() else half(folder)
+        checkpoint, latest = folder / f'iter_{iterations}.pth', latest_checkpoint(folder)
         usage = folder / 'usage.json'  # of all sessions, should it be interrupted
-        if not checkpoint.exists():
+        if latest != checkpoint and half(folder).exists():
+            checkpoint = half(folder)
+        elif latest != checkpoint:
+            if latest is None:
+                usage.unlink(missing_ok=True)
             line = [str(TOOLS / 'train.py'), str(config), '--work-dir', str(folder), '--resume']
-            seconds, memory = _call(
-                [*line, *study.train_flags], folder / 'train.log', environment, stop, usage
-            )
-            write_json(usage, {'seconds': seconds, 'peak_memory_mb': memory})
-        facts = {'iterations': iterations, **json.loads(usage.read_text()), **_logged(folder)}
+            _call([*line, *study.train_flags], folder / 'train.log', environment, stop, usage)
+        facts |= {'iterations': iterations, **json.loads(usage.read_text()), **_logged(folder)}
     scores = {}
     for split, options in run.splits.items():
         cfg = Config(ConfigDict(run.cfg.to_dict()))
         cfg.merge_from_dict(full_keys(options))
-        cfg.test_evaluator.type = 'ClassIoUMetric'
+        cfg.test_evaluator = _evaluator(cfg)
         cfg.dump(folder / f'{split}.py')
         work_dir = folder / split
         line = [str(TOOLS / 'test.py'), str(folder / f'{split}.py'), str(checkpoint)]
@@ -195,6 +211,23 @@ def train_and_test(
 def half(folder: Path) -> Path:
     """Where a finished run leaves its student's weights in half precision."""
     return folder / 'student_float16.pth'
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint from which mmengine would resume, None where it would begin anew.
+
+    mmengine notes the absolute path when a checkpoint is written, and removes an older one before. The note
+    is mended where the folder has come from elsewhere, and removed where its checkpoint is gone.
+    """
+    note = folder / 'last_checkpoint'
+    if not note.exists():
+        return None
+    latest = folder / Path(note.read_text().strip()).name
+    if not latest.is_file():
+        note.unlink()
+        return None
+    note.write_text(str(latest.absolute()))
+    return latest
 
 
 def read_scores(work_dir: Path) -> dict[str, Any]:
@@ -221,22 +254,34 @@ def seconds_per_iteration(work_dir: Path) -> float:
 
 
 def prepare(study: Study, stop: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Run the commands that come first, but those whose file is there.
+    """Run the commands that come first, but those that are done.
 
     Raises:
         ConfigError: One failed or made no such file.
         StoppedError: ``stop`` said so.
     """
     for step in study.prepare:
-        if step.creates.exists():
+        if is_prepared(step):
             continue
         log = step.creates.parent / 'prepare.log'
         say(f'{step.run}   (log: {log})')
         log.parent.mkdir(parents=True, exist_ok=True)
+        latest_checkpoint(log.parent)  # for a training that goes on
+        _unfinished(step).touch()
         tool, *arguments = shlex.split(step.run)
         _call([str(TOOLS.parent / tool), *arguments], log, {}, stop)
         if not step.creates.exists():
             raise ConfigError(f'prepare: {step.run!r} made no {step.creates}; see {log}')
+        _unfinished(step).unlink()
+
+
+def is_prepared(step: Preparation) -> bool:
+    """Whether the command was run, to its end: its file may be there before."""
+    return step.creates.exists() and not _unfinished(step).exists()
+
+
+def _unfinished(step: Preparation) -> Path:
+    return step.creates.with_name(f'{step.creates.name}.unfinished')
 
 
 def _config(study: Study, path: Path, options: Options, setting: Options) -> Config:
@@ -252,16 +297,49 @@ def _config(study: Study, path: Path, options: Options, setting: Options) -> Con
 
 def _set_length(cfg: Config, iterations: int) -> None:
     """Train that long, schedules that end with the training included, and validate nothing meanwhile."""
-    before = cfg.train_cfg.max_iters
-    for scheduler in cfg.param_scheduler:
+    before = _max_iters(cfg)
+    schedulers = cfg.get('param_scheduler') or []
+    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+        if iterations != before and scheduler.keys() & {'milestones', 'step_size', 'total_steps'}:
+            raise ConfigError(
+                f'{scheduler.type} does not say how it follows a training of another length, {iterations} '
+                f'instead of {before} iterations. Use another scheduler, or leave the length as it is'
+            )
+        if scheduler.get('T_max') == before - scheduler.get('begin', 0):
+            scheduler.T_max += iterations - before
         if scheduler.get('end') == before:
             scheduler.end = iterations
     cfg.train_cfg.max_iters = iterations
     cfg.train_cfg.val_begin = iterations + 1
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = {}
+    defaults = {'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False}, 'logger': {'type': 'LoggerHook'}}
+    for name, hook in defaults.items():
+        if cfg.default_hooks.get(name) is None:
+            cfg.default_hooks[name] = ConfigDict(hook)
     cfg.default_hooks.checkpoint.update(interval=math.ceil(iterations / 4), max_keep_ckpts=1)
     cfg.default_hooks.logger.interval = min(
         cfg.default_hooks.logger.get('interval', 50), math.ceil(iterations / 10)
     )
+
+
+def _max_iters(cfg: Config) -> int:
+    max_iters = (cfg.get('train_cfg') or {}).get('max_iters')
+    if max_iters is None:
+        raise ConfigError(
+            f'config {str(cfg.filename)!r} has no train_cfg.max_iters, and a study counts iterations. Give '
+            "it train_cfg=dict(type='IterBasedTrainLoop', max_iters=...)"
+        )
+    return max_iters
+
+
+def _evaluator(cfg: Config) -> dict[str, Any]:
+    """The IoU of each class, whatever the config measures."""
+    given = cfg.get('test_evaluator') or []
+    metrics = given if isinstance(given, list) else [given]
+    own: dict[str, Any] = next((metric for metric in metrics if metric.get('type') == 'IoUMetric'), {})
+    ignore_index = own.get('ignore_index', 255)
+    return {'type': 'ClassIoUMetric', 'iou_metrics': ['mIoU'], 'ignore_index': ignore_index}
 
 
 def _shared(cfg: Config) -> dict[str, Any]:
@@ -271,6 +349,8 @@ def _shared(cfg: Config) -> dict[str, Any]:
         key: value for key, value in settings['model'].items() if key not in ('teacher', 'distill_losses')
     }
     student['type'] = _DISTILLERS.get(student['type'], student['type'])
+    hooks = settings.get('custom_hooks') or []
+    settings['custom_hooks'] = [hook for hook in hooks if hook['type'] not in _OF_LOSSES]
     return dict(_flat({**{key: settings.get(key) for key in _SHARED}, 'model': student}))
 
 
@@ -306,6 +386,14 @@ def _tidy(folder: Path, checkpoint: Path, keep: bool) -> None:
         half(folder).unlink(missing_ok=True)
 
 
+@cache
+def _digest(file: Path | str | None) -> str | None:
+    """SHA-256 of a file, None of what is none, such as a URL."""
+    if file is None or not Path(file).is_file():
+        return None
+    return file_digest(Path(file))
+
+
 def _revision() -> str:
     """The commit that the project is at, with ``-dirty`` where files differ from it; empty without git."""
     line = ['git', '-C', str(TOOLS), 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
@@ -318,38 +406,65 @@ def _call(
     environment: dict[str, str],
     stop: Callable[[], bool],
     usage: Path | None = None,
-) -> tuple[float, float]:
-    """Run a tool, and return its wall-clock in seconds and its peak memory in MB.
+) -> None:
+    """Run a tool.
 
-    Those of earlier sessions are in ``usage``, and are added; so is this one when it is stopped.
+    ``usage`` says its wall-clock in seconds and its peak memory in MB, with those of earlier sessions and
+    however this one ends.
     """
-    earlier = json.loads(usage.read_text()) if usage is not None and usage.exists() else {}
-    start = time.monotonic()
+    earlier = {'seconds': 0.0, 'peak_memory_mb': 0.0}
+    if usage is not None and usage.exists():
+        earlier = json.loads(usage.read_text())
+    start = noted = time.monotonic()
+
+    def note(memory: float = 0.0) -> None:
+        if usage is not None:
+            seconds = earlier['seconds'] + time.monotonic() - start
+            write_json(usage, {'seconds': seconds, 'peak_memory_mb': max(earlier['peak_memory_mb'], memory)})
+
     with log.open('a') as file:
+        _lock(file)
+        note()
         process = subprocess.Popen(
             [sys.executable, *line], stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, **environment},
         )  # fmt: skip
-        while True:
-            child, status, resources = os.wait4(process.pid, os.WNOHANG)  # of this child alone
-            if child:
-                break
-            if stop():
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-                if usage is not None:
-                    seconds = earlier.get('seconds', 0.0) + time.monotonic() - start
-                    write_json(
-                        usage, {'seconds': seconds, 'peak_memory_mb': earlier.get('peak_memory_mb', 0.0)}
-                    )
-                raise StoppedError
-            time.sleep(0.2)
+        try:
+            while True:
+                child, status, resources = os.wait4(process.pid, os.WNOHANG)  # of this child alone
+                if child:
+                    break
+                if stop():
+                    raise StoppedError
+                if time.monotonic() > noted + 10:  # should nobody be there to do it at the end
+                    note()
+                    noted = time.monotonic()
+                time.sleep(0.2)
+        except BaseException:  # Ctrl-C, too, of which a process of another session hears nothing
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            note()
+            raise
+    note(resources.ru_maxrss / 1024)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        last = log.read_text(errors='replace').strip().splitlines()[-1:]
-        raise ConfigError(f'{Path(line[0]).name} failed ({"".join(last)}); see {log}')
-    seconds = earlier.get('seconds', 0.0) + time.monotonic() - start
-    return seconds, max(earlier.get('peak_memory_mb', 0.0), resources.ru_maxrss / 1024)
+        reason = ''.join(log.read_text(errors='replace').strip().splitlines()[-1:])
+        if process.returncode < 0:  # it could not say why
+            reason = f'ended by {signal.Signals(-process.returncode).name}'
+        raise ConfigError(f'{Path(line[0]).name} failed ({reason}); see {log}')
+
+
+def _lock(log: TextIO) -> None:
+    """Keep others from writing there until the last process that has this file open is gone, a child too."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f'another process is writing {log.name}: a second call with this work dir, or what a killed one '
+            'left behind. End that, or wait for it'
+        ) from error
+    except OSError:  # a file system without locks
+        pass
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

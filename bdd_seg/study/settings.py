@@ -111,6 +111,8 @@ class Study(_Settings):
             for name in names:
                 if name is not None and name not in self.methods:
                     raise ValueError(f'{key}: {name!r} is none of the methods {sorted(self.methods)}')
+        if self.teacher is not None and 'teacher' in self.methods:
+            raise ValueError("methods: 'teacher' is the name of what is only evaluated; name it otherwise")
         if self.select_on not in self.splits:
             raise ValueError(f'select_on: {self.select_on!r} is none of the splits {sorted(self.splits)}')
         if self.equal[0] != 'iterations':
@@ -154,3 +156,17 @@ def full_keys(options: Options) -> Options:
         _LOSS + key.removeprefix('loss.') if key.startswith('loss.') else key: value
         for key, value in options.items()
     }
+
+
+def in_short(options: Options) -> str:
+    """Settings for a table; hooks as they would be called."""
+    words = []
+    for key, value in options.items():
+        if key == 'custom_hooks':
+            words += [
+                f'{hook["type"]}({", ".join(f"{k}={v}" for k, v in hook.items() if k != "type")})'
+                for hook in value
+            ]
+        else:
+            words.append(f'{key.removeprefix("loss.")} {value}')
+    return ', '.join(words)

@@ -314,6 +314,14 @@ def test_report(results, tmp_path):
     }
 
 
+def test_pictures_are_of_a_split_on_which_nothing_was_chosen(results, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr('bdd_seg.study.report.plot_wall_clock', lambda _, split, file: drawn.append(split))
+    results['splits'] = ['test', 'val']
+    write_report(results, tmp_path)
+    assert drawn == ['test']
+
+
 def test_report_has_both_kinds_of_comparison(large, tmp_path):
     write_report(large, tmp_path)
     text = (tmp_path / 'report.md').read_text()

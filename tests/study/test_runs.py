@@ -1,14 +1,30 @@
+import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
 from conftest import ROOT
+from mmengine.config import Config
 
 from bdd_seg.engine import load_config
 from bdd_seg.errors import ConfigError
 from bdd_seg.study import runs
-from bdd_seg.study.runs import check_comparable, iterations_of, make_run, read_scores, seconds_per_iteration
-from bdd_seg.study.settings import load_study
+from bdd_seg.study.runs import (
+    check_comparable,
+    is_prepared,
+    iterations_of,
+    latest_checkpoint,
+    make_run,
+    prepare,
+    read_scores,
+    seconds_per_iteration,
+    train_and_test,
+)
+from bdd_seg.study.settings import Preparation, load_study
 
 
 @pytest.fixture
@@ -72,7 +88,7 @@ def test_one_config_one_digest_wherever_the_project_lies(study, monkeypatch, tmp
     for place in ('here', 'there/else'):
         monkeypatch.setattr(runs, 'TOOLS', tmp_path / place / 'tools')
         run.cfg.model.pretrained = str(tmp_path / place / 'weights.pth')
-        digests.add(run.sha256)
+        digests.add(dataclasses.replace(run).sha256)
     assert len(digests) == 1
 
 
@@ -95,6 +111,156 @@ def test_runs_that_differ_otherwise_are_not_compared(study, option, value):
 
 def test_methods_that_differ_in_distillation_are_compared(study):
     check_comparable(study(kd={'loss.tau_forward': 9, 'model.teacher.precision': 'bf16'}))
+
+
+@pytest.mark.parametrize('lines', ["load_from = 'student.pth'", "custom_hooks = [dict(type='EMAHook')]"])
+def test_a_head_start_is_no_distillation(study, tiny_configs, tmp_path, lines):
+    config = tmp_path / 'other.py'
+    config.write_text(f'_base_ = {str(tiny_configs["distilled"])!r}\n{lines}\n')
+    methods = {
+        'alone': {'label': 'a', 'config': str(tiny_configs['student'])},
+        'kd': {'label': 'b', 'config': str(config)},
+    }
+    with pytest.raises(ConfigError, match=f'cannot be compared: their {lines.split()[0]}'):
+        check_comparable(study(methods=methods))
+    hooks = [{'type': 'LossStateHook'}, {'type': 'LossScheduleHook', 'loss_name': 'loss_bdd'}]
+    check_comparable(study(kd={'custom_hooks': hooks}))
+
+
+def test_schedules_of_other_kinds(study):
+    cosine = {'type': 'CosineAnnealingLR', 'T_max': 4, 'begin': 2, 'end': 6}
+    warm_up = {'type': 'LinearLR', 'begin': 0, 'end': 2}
+    longer = {**cosine, 'T_max': 38, 'end': 40}
+    for given, expected in ((cosine, longer), ([warm_up, cosine], [warm_up, longer]), (None, None)):
+        cfg = Config({'train_cfg': {'max_iters': 6}, 'param_scheduler': given})
+        runs._set_length(cfg, 40)
+        assert cfg.to_dict()['param_scheduler'] == expected
+        assert cfg.to_dict()['default_hooks'] == {
+            'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': 10, 'max_keep_ckpts': 1},
+            'logger': {'type': 'LoggerHook', 'interval': 4},
+        }
+    assert iterations_of(study(options={'train_cfg.max_iters': 8})) == 8
+    with pytest.raises(ConfigError, match='student.py. has no train_cfg.max_iters'):
+        check_comparable(study(options={'train_cfg.max_iters': None}))
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        [{'type': 'CityscapesMetric', 'output_dir': 'x'}, {'type': 'IoUMetric', 'ignore_index': 7}],
+        {'type': 'IoUMetric', 'iou_metrics': ['mDice'], 'ignore_index': 7},
+    ],
+)
+def test_every_run_is_measured_alike(given):
+    expected = {'type': 'ClassIoUMetric', 'iou_metrics': ['mIoU'], 'ignore_index': 7}
+    assert runs._evaluator(Config({'test_evaluator': given})) == expected
+
+
+def test_a_training_goes_on_where_its_folder_has_been_moved(tmp_path):
+    note, checkpoint = tmp_path / 'last_checkpoint', tmp_path / 'iter_2.pth'
+    assert latest_checkpoint(tmp_path) is None
+    checkpoint.touch()
+    note.write_text('/another/machine/iter_2.pth')
+    assert latest_checkpoint(tmp_path) == checkpoint
+    assert note.read_text() == str(checkpoint)
+    checkpoint.unlink()  # as mmengine does before it writes the next one
+    assert latest_checkpoint(tmp_path) is None
+    assert not note.exists()
+
+
+def test_a_checkpoint_half_written_is_not_evaluated(study, monkeypatch, tmp_path):
+    run, called = make_run(study(), 'alone', 'final', 1, {}), []
+    (tmp_path / 'iter_6.pth').write_text('half')
+    (tmp_path / 'iter_4.pth').touch()
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/iter_4.pth')
+    monkeypatch.setattr(runs, '_call', lambda line, *_: called.append(line) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_and_test(run, tmp_path, study(), {}, lambda: False)
+    assert called[0][0].endswith('train.py')
+
+
+@pytest.fixture
+def script(tmp_path):
+    file = tmp_path / 'script.py'
+
+    def make(text):
+        file.write_text(text)
+        return [str(file)], tmp_path / 'script.log'
+
+    return make
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_ctrl_c_leaves_no_process_behind_and_the_time_is_kept(script, tmp_path):
+    def interrupted():
+        if pid.exists() and pid.read_text():
+            raise KeyboardInterrupt
+        return False
+
+    pid, usage = tmp_path / 'pid', tmp_path / 'usage.json'
+    usage.write_text('{"seconds": 100.0, "peak_memory_mb": 7.0}')
+    line, log = script(f'import os, time\nopen({str(pid)!r}, "w").write(str(os.getpid()))\ntime.sleep(60)')
+    with pytest.raises(KeyboardInterrupt):
+        runs._call(line, log, {}, interrupted, usage)
+    assert gone(int(pid.read_text()))
+    spent = json.loads(usage.read_text())
+    assert 100 < spent['seconds'] < 150
+    assert spent['peak_memory_mb'] == 7
+
+
+def test_what_a_killed_call_left_behind_is_not_written_over(script, tmp_path):
+    pid = tmp_path / 'pid'
+    line, log = script(f'import os, time\nopen({str(pid)!r}, "w").write(str(os.getpid()))\ntime.sleep(60)')
+    first = 'import sys; from bdd_seg.study.runs import _call; from pathlib import Path; '
+    first += '_call(sys.argv[1:2], Path(sys.argv[2]), {}, lambda: False)'
+    killed = subprocess.Popen([sys.executable, '-c', first, *line, str(log)])
+    while not (pid.exists() and pid.read_text()):
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    left = int(pid.read_text())
+    try:
+        with pytest.raises(ConfigError, match=r'another process is writing .*script.log'):
+            runs._call(line, log, {}, lambda: True)
+    finally:
+        os.kill(left, 9)
+    for _ in range(100):  # nobody but init waits for it
+        try:
+            with pytest.raises(runs.StoppedError):
+                runs._call(line, log, {}, lambda: True)
+            break
+        except ConfigError:
+            time.sleep(0.05)
+    else:
+        pytest.fail('still locked')
+
+
+def test_a_signal_is_named(script):
+    line, log = script('print("Iter 7", flush=True)\nimport os\nos.kill(os.getpid(), 9)')
+    with pytest.raises(ConfigError, match=r'script.py failed \(ended by SIGKILL\); see .*script.log'):
+        runs._call(line, log, {}, lambda: False)
+
+
+def test_a_preparation_that_was_interrupted_is_not_done(study, tmp_path):
+    made, script = tmp_path / 'made.json', tmp_path / 'make.py'
+    script.write_text(f'import time\nopen({str(made)!r}, "a").write("x")\ntime.sleep(60)')
+    step = Preparation(run=str(script), creates=made)
+    changed = study().model_copy(update={'prepare': [step]})
+    with pytest.raises(runs.StoppedError):
+        prepare(changed, lambda: made.exists() and made.read_text() == 'x', print)
+    assert not is_prepared(step)
+    script.write_text(f'open({str(made)!r}, "a").write("y")')
+    for _ in range(2):
+        prepare(changed, lambda: False, print)
+        assert made.read_text() == 'xy'
+    assert is_prepared(step)
 
 
 def test_an_override_that_does_not_fit(study):
@@ -122,3 +288,13 @@ def test_what_is_read_of_logs(tmp_path):
 def test_what_is_shipped_can_be_compared(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     check_comparable(load_study(file))
+
+
+@pytest.mark.parametrize('key', ['milestones', 'step_size', 'total_steps'])
+def test_a_schedule_that_cannot_follow_the_length(study, key):
+    made = study(options={f'param_scheduler.0.{key}': 3})
+    with pytest.raises(
+        ConfigError, match='PolyLR does not say how it follows a training of another length, 7'
+    ):
+        make_run(made, 'alone', 'final', 0, {}, iterations=7)
+    make_run(made, 'alone', 'final', 0, {})

@@ -46,6 +46,13 @@ def test_what_is_left_out_has_its_default(tmp_path):
         ({'equal': ['iterations', 'wall_clock']}, "equal: 'wall_clock' needs wall_clock_of"),
         ({'search_seeds': []}, 'search_seeds: a search needs at least one'),
         ({'search_seeds': [2]}, 'search_seeds: a seed that chose a setting must not be among'),
+        (
+            {
+                'teacher': {'label': 't', 'config': 't.py', 'checkpoint': 't.pth'},
+                'methods': {**SMALLEST['methods'], 'teacher': {'label': 't', 'config': 't.py'}},
+            },
+            "methods: 'teacher' is the name of what is only evaluated",
+        ),
         ({'equal': ['hours']}, "equal.0: Input should be 'iterations' or 'wall_clock'"),
     ],
 )
