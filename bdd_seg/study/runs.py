@@ -109,6 +109,8 @@ def make_run(
     """
     cfg = _config(study, study.methods[method].config, study.methods[method].options, setting)
     cfg.merge_from_dict({'randomness.seed': seed})
+    if stage == 'search':
+        iterations = study.search_iterations
     _set_length(cfg, iterations or iterations_of(study))
     splits = {study.select_on: study.splits[study.select_on]} if stage == 'search' else study.splits
     return Run(method, stage, equal, seed, setting, splits, cfg)
@@ -123,7 +125,7 @@ def reference_runs(study: Study) -> list[Run]:
 
 
 def iterations_of(study: Study) -> int:
-    """How long each run is."""
+    """How long each final run is."""
     control = study.methods[study.control]
     return study.iterations or _max_iters(_config(study, control.config, control.options, {}))
 

@@ -69,7 +69,8 @@ class Study(_Settings):
         search_seeds: Of the search.
         select_on: The split on which settings are chosen.
         splits: Name → overrides under which ``tools/test.py`` evaluates that split.
-        iterations: Of each run; by default what the control's config says.
+        iterations: Of each final run; by default what the control's config says.
+        search_iterations: Of each run of the search; by default the same.
         equal: What the methods get the same amount of. With ``wall_clock`` too, those of another speed are
             trained again, as long as ``wall_clock_of`` takes.
         wall_clock_of: The method that sets the wall-clock.
@@ -92,6 +93,7 @@ class Study(_Settings):
     select_on: str
     splits: dict[str, Options]
     iterations: Annotated[int, Field(gt=0)] | None = None
+    search_iterations: Annotated[int, Field(gt=0)] | None = None
     equal: Annotated[list[Equal], Field(min_length=1)] = ['iterations']
     wall_clock_of: str | None = None
     options: Options = {}

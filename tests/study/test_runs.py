@@ -73,7 +73,11 @@ def test_the_length_takes_the_schedule_along(study, tiny_configs):
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[0].end == 40
     assert cfg.train_cfg.val_begin > 40
     assert cfg.default_hooks.checkpoint.interval == 10
-    assert iterations_of(study(iterations=9)) == 9
+    made = study(iterations=9, search_iterations=5)
+    lengths = {
+        stage: make_run(made, 'alone', stage, 0, {}).cfg.train_cfg.max_iters for stage in ('final', 'search')
+    }
+    assert lengths == {'final': iterations_of(made), 'search': 5} == {'final': 9, 'search': 5}
     other = study(options={'param_scheduler.0.end': 3})  # ends before the training does, and still shall
     assert make_run(other, 'alone', 'final', 0, {}, iterations=40).cfg.param_scheduler[0].end == 3
 
