@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test clean
 
 help:
-	@echo 'make demo   distil a small PSPNet on generated street scenes, 9 to 10 minutes on 2 idle CPU cores'
+	@echo 'make demo   distil a small PSPNet on generated street scenes, 9 minutes on 2 idle CPU cores'
 	@echo 'make test   lint and tests'
 	@echo 'make clean  remove the environment, the generated scenes and the results of the demo'
 

@@ -6,7 +6,6 @@ run it. What an earlier call finished is reused, and an interrupted training goe
 
 import argparse
 import hashlib
-import json
 import logging
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import bdd_seg  # noqa: F401  first: it says what an installation lacks
 
@@ -27,6 +25,7 @@ from mmseg.registry import MODELS
 from prettytable import PrettyTable
 
 from bdd_seg.engine import load_config, run_tool
+from bdd_seg.engine.logs import read_scores, seconds_per_iteration
 from bdd_seg.errors import ConfigError
 
 TOOLS = Path(__file__).parent
@@ -115,28 +114,16 @@ def train(run: Run) -> None:
 def test(run: Run) -> float:
     """mIoU in percent on the validation scenes, by tools/test.py; that of an earlier call is reused."""
     work_dir = run.work_dir / 'test'
-    finished = [
-        path for path in work_dir.glob('*/*.json') if path.stat().st_mtime > run.checkpoint.stat().st_mtime
-    ]
-    if finished:
-        print(f'reusing {finished[-1]}')
-        return read_miou(finished[-1])
+    finished = work_dir.glob('*/*.json')
+    if any(path.stat().st_mtime > run.checkpoint.stat().st_mtime for path in finished):
+        print(f'reusing {work_dir}')
+        return read_scores(work_dir)['mIoU']
     options = [f'{key}={value}' for key, value in run.options.items()]
     command(
         TOOLS / 'test.py', run.config, run.checkpoint, '--work-dir', work_dir, '--cfg-options', *options,
         log=run.work_dir / 'test.log',
     )  # fmt: skip
-    return read_miou(max(work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime))
-
-
-def read_miou(results: Path) -> float:
-    return json.loads(results.read_text().splitlines()[-1])['mIoU']
-
-
-def seconds_per_iteration(run: Run) -> float:
-    """Median over the log intervals of all sessions of a training."""
-    lines = [line for path in run.work_dir.glob('*/vis_data/scalars.json') for line in path.open()]
-    return median(record['time'] for record in map(json.loads, lines) if 'loss' in record)
+    return read_scores(work_dir)['mIoU']
 
 
 def complexity(run: Run) -> tuple[float, float]:
@@ -156,7 +143,12 @@ def print_table(rows: list[tuple[Run, float]], seed: int, seconds: float) -> Non
     table.align['model'] = 'l'
     for run, miou in rows:
         parameters, flops = complexity(run)
-        numbers = f'{parameters:.2f}', f'{flops:.2f}', f'{miou:.2f}', f'{seconds_per_iteration(run):.3f}'
+        numbers = (
+            f'{parameters:.2f}',
+            f'{flops:.2f}',
+            f'{miou:.2f}',
+            f'{seconds_per_iteration(run.work_dir):.3f}',
+        )
         table.add_row([run.name, *numbers])
     gain = rows[2][1] - rows[1][1]
     print(f'\n{table}')

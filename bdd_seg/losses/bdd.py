@@ -5,6 +5,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from bdd_seg.losses.divergences import balance_divergence, check_settings
+from bdd_seg.losses.resolution import at_students_size
 
 
 @MODELS.register_module()
@@ -77,12 +78,7 @@ class BDDLoss(nn.Module):
             The weighted divergence, a float32 scalar.
         """
         size = student_logits.shape[2:]
-        if teacher_logits.shape[2:] != size:
-            teacher_logits = resize(
-                teacher_logits, size, mode='bilinear', align_corners=align_corners, warning=False
-            )
-        if mask is not None and mask.shape[1:] != size:
-            mask = resize(mask[:, None].float(), size, mode='nearest')[:, 0].bool()
+        teacher_logits, mask = at_students_size(teacher_logits, mask, size, align_corners)
         if self.mask_ignored:
             if seg_label is None:
                 raise ValueError('mask_ignored=True needs the labels: call with seg_label')

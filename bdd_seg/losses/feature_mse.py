@@ -1,9 +1,10 @@
 """Plain feature distillation: the student's features, projected linearly, are to be the teacher's."""
 
 import torch
-from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+
+from bdd_seg.losses.resolution import at_students_size
 
 
 @MODELS.register_module()
@@ -66,17 +67,12 @@ class FeatureMSELoss(nn.Module):
             ValueError: Shapes other than these.
         """
         self._check(student, teacher)
-        size = student.shape[2:]
         dtype = self.projection.weight.dtype
-        teacher = teacher.detach().to(dtype)
-        if teacher.shape[2:] != size:
-            teacher = resize(teacher, size, mode='bilinear', align_corners=align_corners, warning=False)
+        teacher, mask = at_students_size(teacher.detach().to(dtype), mask, student.shape[2:], align_corners)
         with torch.autocast(student.device.type, enabled=False):
             difference = self.projection(student.to(dtype)) - teacher
         if mask is None:
             return self.loss_weight * difference.square().mean()
-        if mask.shape[1:] != size:
-            mask = resize(mask[:, None].float(), size, mode='nearest')[:, 0].bool()
         # Always through the difference: DDP wants a gradient from every process, if only one of zeros.
         difference = difference.masked_fill(~mask[:, None], 0)
         count = difference.shape[1] * mask.sum()
