@@ -15,6 +15,9 @@ class BDDLoss(nn.Module):
     Forward-only settings are older methods: ``reverse_weight=0`` is channel-wise distillation in the
     channel domain and classical knowledge distillation in the pixel domain.
 
+    The temperatures are those of benchmarks/studies, on grids of 12×24 and 15×20 logits: with the same weight
+    a temperature of 4, which pulls up to four times as strongly, did worse in every pair of runs there.
+
     Args:
         domain: What a distribution runs over, ``'channel'`` or ``'pixel'``. The latter is 0 for binary
             heads with a single output channel.
@@ -34,8 +37,8 @@ class BDDLoss(nn.Module):
     def __init__(
         self,
         domain: str = 'channel',
-        tau_forward: float = 4.0,
-        tau_reverse: float = 4.0,
+        tau_forward: float = 1.0,
+        tau_reverse: float = 1.0,
         forward_weight: float = 1.0,
         reverse_weight: float = 1.0,
         loss_weight: float = 3.0,

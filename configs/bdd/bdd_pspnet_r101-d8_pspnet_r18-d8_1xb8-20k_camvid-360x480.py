@@ -4,4 +4,4 @@ model = dict(
     teacher=dict(
         config='{{ fileDirname }}/../pspnet/pspnet_r101-d8_1xb8-20k_camvid-360x480.py',
         checkpoint='work_dirs/pspnet_r101-d8_1xb8-20k_camvid-360x480/iter_20000.pth'),
-    distill_losses=[dict(type='BDDLoss')])
+    distill_losses=[dict(type='BDDLoss', tau_forward=4.0, tau_reverse=4.0)])

@@ -6,4 +6,4 @@ model = dict(
         checkpoint='https://download.openmmlab.com/mmsegmentation/v0.5/pspnet/'
         'pspnet_r101-d8_512x1024_80k_cityscapes/'
         'pspnet_r101-d8_512x1024_80k_cityscapes_20200606_112211-e1e1100f.pth'),
-    distill_losses=[dict(type='BDDLoss')])
+    distill_losses=[dict(type='BDDLoss', tau_forward=4.0, tau_reverse=4.0)])

@@ -4,4 +4,4 @@ model = dict(
     teacher=dict(
         config='{{ fileDirname }}/../pspnet/pspnet_r50-d8-w16_1xb8-demo_street-scenes-96x192.py',
         checkpoint='work_dirs/demo/teacher/iter_800.pth'),
-    distill_losses=[dict(type='BDDLoss', tau_forward=1.0, tau_reverse=1.0)])
+    distill_losses=[dict(type='BDDLoss')])
