@@ -104,7 +104,7 @@ class Session:
     def run(self) -> None:
         """Everything that is missing, in the order in which one thing needs another."""
         try:
-            prepare(self.study, self.must_stop, say)
+            prepare(self.study, self.folder, self.must_stop, say)
             self.do('teacher', reference_runs(self.study))
             self.do('search', self.search_runs())
             self.do('final runs', self.final_runs())

@@ -232,20 +232,21 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return latest
 
 
-def prepare(study: Study, stop: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Run the commands that come first, but those that are done.
+def prepare(study: Study, folder: Path, stop: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Run the commands that come first, but those that are done. Their logs go into ``folder``.
 
     Raises:
         ConfigError: One failed or made no such file.
         StoppedError: ``stop`` said so.
     """
-    for step in study.prepare:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, step in enumerate(study.prepare, 1):
         if is_prepared(step):
             continue
-        log = step.creates.parent / 'prepare.log'
+        log = folder / f'prepare_{number}.log'
         say(f'{step.run}   (log: {log})')
-        log.parent.mkdir(parents=True, exist_ok=True)
-        latest_checkpoint(log.parent)  # for a training that goes on
+        step.creates.parent.mkdir(parents=True, exist_ok=True)
+        latest_checkpoint(step.creates.parent)  # for a training that goes on
         _unfinished(step).touch()
         tool, *arguments = shlex.split(step.run)
         _call([str(TOOLS.parent / tool), *arguments], log, {}, stop)

@@ -256,11 +256,11 @@ def test_a_preparation_that_was_interrupted_is_not_done(study, tmp_path):
     step = Preparation(run=str(script), creates=made)
     changed = study().model_copy(update={'prepare': [step]})
     with pytest.raises(runs.StoppedError):
-        prepare(changed, lambda: made.exists() and made.read_text() == 'x', print)
+        prepare(changed, tmp_path / 'logs', lambda: made.exists() and made.read_text() == 'x', print)
     assert not is_prepared(step)
     script.write_text(f'open({str(made)!r}, "a").write("y")')
     for _ in range(2):
-        prepare(changed, lambda: False, print)
+        prepare(changed, tmp_path / 'logs', lambda: False, print)
         assert made.read_text() == 'xy'
     assert is_prepared(step)
 
