@@ -265,7 +265,8 @@ def _unfinished(step: Preparation) -> Path:
 
 
 def _config(study: Study, path: Path, options: Options, setting: Options) -> Config:
-    cfg = load_config(path if path.is_absolute() else TOOLS.parent / path)
+    shipped = TOOLS.parent / path
+    cfg = load_config(shipped if shipped.is_file() else path)
     distilled = study.distilled_options if 'teacher' in cfg.model else {}
     for overrides in (study.options, distilled, options, setting):
         try:

@@ -44,7 +44,7 @@ class Method(_Settings):
 
     Attributes:
         label: Its name in tables.
-        config: The config file that trains it.
+        config: The config file that trains it: a path, or ``mmseg::FOLDER/NAME.py``.
         options: Overrides of this method.
         search: Settings to choose from, overrides each. The best on ``select_on`` is taken.
     """

@@ -286,3 +286,13 @@ def test_a_schedule_that_cannot_follow_the_length(study, key):
     ):
         make_run(made, 'alone', 'final', 0, {}, iterations=7)
     make_run(made, 'alone', 'final', 0, {})
+
+
+def test_configs_of_mmseg_and_of_the_current_folder(study, tiny_configs, monkeypatch):
+    monkeypatch.chdir(tiny_configs['student'].parent)
+    for name, lr in (
+        ('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', 0.01),
+        ('student.py', 0.1),
+    ):
+        made = study(methods={'alone': {'label': 'a', 'config': name}})
+        assert make_run(made, 'alone', 'final', 0, {}).cfg.optim_wrapper.optimizer.lr == lr
