@@ -266,8 +266,8 @@ def test_a_preparation_that_was_interrupted_is_not_done(study, tmp_path):
 
 
 def test_an_override_that_does_not_fit(study):
-    with pytest.raises(ConfigError, match="distilled.py: {'loss.tau_forward.x': 1} does not fit"):
-        check_comparable(study(kd={'loss.tau_forward.x': 1}))
+    with pytest.raises(ConfigError, match="distilled.py: {'train_dataloader.batch_size.x': 1} does not fit"):
+        check_comparable(study(kd={'train_dataloader.batch_size.x': 1}))
 
 
 @pytest.mark.parametrize(
