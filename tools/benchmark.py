@@ -443,7 +443,7 @@ def loss_cases(shape: tuple[int, ...], device: str) -> list[Case]:
     return cases
 
 
-def naive_divergence(student_logits: Tensor, teacher_logits: Tensor, domain: str, tau: float = 4.0) -> Tensor:
+def naive_divergence(student_logits: Tensor, teacher_logits: Tensor, domain: str, tau: float = 1.0) -> Tensor:
     """:func:`balance_divergence` of (N, C, H, W) logits with its defaults, as one would write it down."""
     dim = DOMAINS[domain]
     student, teacher = student_logits.flatten(2) / tau, teacher_logits.flatten(2) / tau
