@@ -40,7 +40,7 @@ def logged(work_dir: Path) -> list[dict]:
 
 
 def weights(path: Path) -> dict:
-    return torch.load(path, weights_only=False)['state_dict']
+    return load_checkpoint(path)['state_dict']
 
 
 def miou(output: str) -> list[str]:
@@ -113,7 +113,7 @@ def test_amp_accumulation_and_ema(trained, tiny_configs, tmp_path):
     assert records[0]['loss'] == pytest.approx(float32[0]['loss'], rel=0.02)
     assert records[0]['loss'] != float32[0]['loss']
     assert Config.fromfile(tmp_path / 'ema.py').optim_wrapper.type == 'BFloat16OptimWrapper'
-    checkpoint = torch.load(tmp_path / 'iter_6.pth', weights_only=False)
+    checkpoint = load_checkpoint(tmp_path / 'iter_6.pth')
     student = build(tiny_configs['student']).state_dict()
     assert checkpoint['state_dict'].keys() == student.keys()
     assert {key.removeprefix('module.') for key in checkpoint['ema_state_dict']} - {'steps'} == student.keys()
@@ -210,6 +210,7 @@ def test_the_demo_ends_in_a_table_and_reuses_what_is_there(demo, tmp_path, monke
 def complaint(monkeypatch, tool, *arguments) -> str:
     """The one line that a tool ends with, run in this process."""
     monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, arguments)])
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)  # the tool sets it
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(tool), run_name='__main__')
     message = ended.value.code

@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from bdd_seg.errors import ConfigError
 
 
-def load_checkpoint(source: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, with ``weights_only=True``.
+def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True``.
 
     Besides tensors and plain containers, the types that mmengine's Runner puts into its checkpoints are
     admitted: numpy arrays and scalars, and ``HistoryBuffer``.
 
     Args:
         source: A path, or an http(s) URL, which is downloaded once into torch's hub cache.
+        map_location: Where its tensors go, as in ``torch.load``.
 
     Returns:
         The checkpoint's content, a dict.
@@ -42,7 +44,7 @@ def load_checkpoint(source: str | Path) -> dict[str, Any]:
         )
     try:
         with torch.serialization.safe_globals(_runner_types()):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()
         refused = [line.strip() for line in reason if 'Unsupported global' in line or 'GLOBAL' in line]
@@ -61,6 +63,26 @@ def load_checkpoint(source: str | Path) -> dict[str, Any]:
             f'checkpoint {source!r} holds a {type(checkpoint).__name__}, expected a dict of weights'
         )
     return checkpoint
+
+
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """:func:`load_checkpoint` for mmengine, which would fall back to running the code in a checkpoint.
+
+    All its own ways come here: ``Runner``'s ``load_from`` and ``resume``, ``init_cfg``, ``init_model``.
+    """
+    checkpoint = load_checkpoint(filename, map_location)
+    meta = checkpoint.get('meta')
+    if isinstance(meta, dict):
+        # The text of a config, in checkpoints of mmcv 1. Runner.resume runs it as Python; nothing needs it.
+        meta.pop('config', None)
+    return checkpoint
+
+
+@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
+def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """The same for what is downloaded."""
+    return load_from_local(filename, map_location)
 
 
 def find_checkpoint(source: str | Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,9 +46,15 @@ def config_from(args: argparse.Namespace) -> Config:
 
 def run_tool(main: Callable[[], None], if_interrupted: str = 'interrupted') -> None:
     """Run a tool; what its user can mend ends it with one line, not with a traceback."""
+    # For ways to torch.load that load_checkpoint does not cover, such as init_cfg's open-mmlab://NAME.
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     try:
         main()
     except ConfigError as error:
         sys.exit(f'error: {error}')
+    except pickle.UnpicklingError as error:
+        lines = str(error).splitlines()
+        reason = next((line for line in lines if 'GLOBAL' in line), lines[0] if lines else 'unreadable')
+        sys.exit(f'error: the checkpoint loaded last holds more than weights and is refused ({reason})')
     except KeyboardInterrupt:
         sys.exit(if_interrupted)
