@@ -120,6 +120,15 @@ def build(config: Path | Config, **changes) -> torch.nn.Module:
     return model
 
 
+def same(a, b) -> bool:
+    """Whether nested containers hold equal numbers, tensors bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
 @pytest.fixture
 def batch() -> tuple[torch.Tensor, list[SegDataSample]]:
     """(2, 3, 32, 64) images and samples with labels 0 to 18 and some 255."""

@@ -11,8 +11,16 @@ from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
 from bdd_seg.datasets import read_teacher_cache
-from bdd_seg.engine import add_config_arguments, check_datasets, config_from, run_tool
+from bdd_seg.engine import (
+    add_config_arguments,
+    check_datasets,
+    config_from,
+    latest_checkpoint,
+    run_tool,
+)
 from bdd_seg.errors import ConfigError
+
+HOOKS = {'loss_state': 'LossStateHook', 'exact_resume': 'ExactResumeHook'}
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,12 +39,34 @@ def main() -> None:
     args = parse_args()
     cfg = config_from(args)
     cfg.resume = args.resume
+    if args.resume and 'load_from' not in (args.cfg_options or {}):
+        resume(cfg)
     if args.amp:
         enable_amp(cfg)
+    add_hooks(cfg)
     check_datasets(cfg, 'train_dataloader', 'val_dataloader')
     read_teacher_cache(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
+
+
+def resume(cfg: Config) -> None:
+    """Go on from the work dir's latest checkpoint; where there is none yet, begin."""
+    latest = latest_checkpoint(cfg.work_dir)
+    cfg.resume = latest is not None
+    if latest is None:
+        print(f'no checkpoint in {cfg.work_dir} yet: the training begins')
+    else:
+        cfg.load_from = str(latest)
+
+
+def add_hooks(cfg: Config) -> None:
+    """Give the training the hooks that every one should have, but those that its config sets to None."""
+    hooks = cfg.setdefault('default_hooks', {})
+    given = {hook.get('type') for hook in cfg.get('custom_hooks') or []}
+    for name, kind in HOOKS.items():
+        if hooks.setdefault(name, dict(type=kind)) is None or kind in given:
+            del hooks[name]
 
 
 def enable_amp(cfg: Config) -> None:

@@ -5,17 +5,22 @@ from bdd_seg.engine.hooks import LossScheduleHook, LossStateHook
 from bdd_seg.engine.machine import describe_machine
 from bdd_seg.engine.metrics import ClassIoUMetric
 from bdd_seg.engine.optim_wrapper import BFloat16OptimWrapper
+from bdd_seg.engine.resume import ExactResumeHook, latest_checkpoint
+from bdd_seg.engine.storage import WholeFileBackend
 
 __all__ = [
     'BFloat16OptimWrapper',
     'ClassIoUMetric',
+    'ExactResumeHook',
     'LossScheduleHook',
     'LossStateHook',
+    'WholeFileBackend',
     'add_config_arguments',
     'check_datasets',
     'config_from',
     'describe_machine',
     'find_checkpoint',
+    'latest_checkpoint',
     'leaf_datasets',
     'load_checkpoint',
     'load_config',

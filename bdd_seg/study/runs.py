@@ -20,7 +20,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from bdd_seg.datasets.teacher_cache import file_digest
-from bdd_seg.engine import load_checkpoint, load_config
+from bdd_seg.engine import latest_checkpoint, load_checkpoint, load_config
 from bdd_seg.engine.logs import read_log, read_scores, seconds_per_iteration
 from bdd_seg.errors import ConfigError
 from bdd_seg.study.settings import Options, Preparation, Study, full_keys, in_short
@@ -215,23 +215,6 @@ def half(folder: Path) -> Path:
     return folder / 'student_float16.pth'
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint from which mmengine would resume, None where it would begin anew.
-
-    mmengine notes the absolute path when a checkpoint is written, and removes an older one before. The note
-    is mended where the folder has come from elsewhere, and removed where its checkpoint is gone.
-    """
-    note = folder / 'last_checkpoint'
-    if not note.exists():
-        return None
-    latest = folder / Path(note.read_text().strip()).name
-    if not latest.is_file():
-        note.unlink()
-        return None
-    note.write_text(str(latest.absolute()))
-    return latest
-
-
 def prepare(study: Study, folder: Path, stop: Callable[[], bool], say: Callable[[str], None]) -> None:
     """Run the commands that come first, but those that are done. Their logs go into ``folder``.
 
@@ -246,7 +229,6 @@ def prepare(study: Study, folder: Path, stop: Callable[[], bool], say: Callable[
         log = folder / f'prepare_{number}.log'
         say(f'{step.run}   (log: {log})')
         step.creates.parent.mkdir(parents=True, exist_ok=True)
-        latest_checkpoint(step.creates.parent)  # for a training that goes on
         _unfinished(step).touch()
         tool, *arguments = shlex.split(step.run)
         _call([str(TOOLS.parent / tool), *arguments], log, {}, stop)
@@ -298,7 +280,7 @@ def _set_length(cfg: Config, iterations: int) -> None:
     for name, hook in defaults.items():
         if cfg.default_hooks.get(name) is None:
             cfg.default_hooks[name] = ConfigDict(hook)
-    cfg.default_hooks.checkpoint.update(interval=math.ceil(iterations / 4), max_keep_ckpts=1)
+    cfg.default_hooks.checkpoint.update(interval=math.ceil(iterations / 4), max_keep_ckpts=2)
     cfg.default_hooks.logger.interval = min(
         cfg.default_hooks.logger.get('interval', 50), math.ceil(iterations / 10)
     )

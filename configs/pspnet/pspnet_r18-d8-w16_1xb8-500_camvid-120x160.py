@@ -10,4 +10,4 @@ model = dict(
     auxiliary_head=dict(in_channels=64, channels=16, num_classes=11))
 param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=500, by_epoch=False)]
 train_cfg = dict(max_iters=500)
-default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=2))
