@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import re
+import threading
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from bdd_seg.errors import ConfigError
+
+# What torch admits is one list for all threads: the first that has finished takes it from the others.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
@@ -43,7 +47,7 @@ def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, 
             f'checkpoint {source!r} does not exist. Give a file or an http(s) URL, or train that model first'
         )
     try:
-        with torch.serialization.safe_globals(_runner_types()):
+        with _ONE_AT_A_TIME, torch.serialization.safe_globals(_runner_types()):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()

@@ -1,5 +1,6 @@
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -30,6 +31,15 @@ def test_reads_what_a_runner_saves(tmp_path, zipped):
     assert isinstance(history, HistoryBuffer)
     assert history.data[0].tolist() == [1.5, 2.5]
     assert history.statistics('mean') == 2.0
+
+
+def test_threads_may_read_at_once(tmp_path):
+    history = HistoryBuffer()
+    history.update(1.5)
+    torch.save({'weight': torch.rand(100_000), 'history': history}, tmp_path / 'runner.pth')
+    with ThreadPoolExecutor(4) as pool:
+        for read in pool.map(load_checkpoint, [tmp_path / 'runner.pth'] * 100):
+            assert read['history'].current() == 1.5
 
 
 class Hostile:
