@@ -21,10 +21,10 @@ TRAIN, TEST = ROOT / 'tools/train.py', ROOT / 'tools/test.py'
 MMSEG_TOOLS = Path(mmseg.__file__).parent / '.mim/tools'
 
 
-def run(*arguments, launcher=(), expect=0) -> str:
+def run(*arguments, launcher=(), expect=0, timeout=300) -> str:
     """Run a tool in its own process and return what it printed."""
     command = [sys.executable, *launcher, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
     assert done.returncode == expect, f'{command}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}'
     return done.stdout + done.stderr
 

@@ -13,7 +13,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmseg.registry import HOOKS
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 
 from bdd_seg.engine.checkpoint import load_checkpoint
 from bdd_seg.errors import ConfigError
@@ -87,17 +87,16 @@ class ExactResumeHook(Hook):
                 'next. With 2 a run that is stopped in between, or by a full disk, can be resumed'
             )
         loader = runner.train_dataloader
-        if not (
-            isinstance(runner.train_loop, IterBasedTrainLoop) and isinstance(loader.sampler, InfiniteSampler)
-        ):
+        sampler = loader.sampler
+        if not (isinstance(runner.train_loop, IterBasedTrainLoop) and isinstance(sampler, InfiniteSampler)):
             runner.logger.warning(
                 'ExactResumeHook: after a resume the augmentations will be others, since it knows the draws '
                 'of an IterBasedTrainLoop with an InfiniteSampler only'
             )
             return
-        loader.sampler.seed = runner.seed  # it was made before the checkpoint told the seed
+        sampler.seed = runner.seed  # it was made before the checkpoint told the seed
         # By this torch asks for the samples of a batch, instead of one after the other.
-        loader.dataset.__getitems__ = _SeededDraws(loader, first_batch=runner.iter)
+        loader.dataset.__getitems__ = _SeededDraws(loader.dataset, sampler, loader.batch_size, runner.iter)
 
     def before_train_epoch(self, runner: Runner) -> None:
         loop, val_loop = runner.train_loop, runner.val_loop
@@ -118,8 +117,10 @@ class ExactResumeHook(Hook):
 class _SeededDraws:
     """Loads batches for a data loader, the ``n``-th draw of the training with the ``n``-th random numbers."""
 
-    def __init__(self, loader: DataLoader, first_batch: int) -> None:
-        self.dataset, self.sampler, self.batch_size = loader.dataset, loader.sampler, loader.batch_size
+    def __init__(self, dataset: Any, sampler: InfiniteSampler, batch_size: int, first_batch: int) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.batch_size = batch_size
         self.next_batch = first_batch
         self.is_in_worker = False
 
