@@ -1,4 +1,4 @@
-"""3,000 iterations of the tiny pair by the real tool, four minutes: nothing grows with them."""
+"""3,000 iterations of the tiny pair by the real tool, two minutes: nothing grows with them."""
 
 import json
 import os
@@ -48,4 +48,5 @@ def test_nothing_grows_with_the_iterations(tiny_configs, tmp_path, monkeypatch, 
     names = sorted(path.name for path in (tmp_path / 'run').glob('*.pth'))
     assert names == [f'iter_{ITERATIONS - SAVING}.pth', f'iter_{ITERATIONS}.pth']
     steps = [record['step'] for record in logged(tmp_path / 'run')]
-    assert steps == [*range(LOGGING, ITERATIONS + 1, LOGGING)]
+    first_pass = 4  # over 8 images, which mmengine logs too
+    assert steps == [first_pass, *range(LOGGING, ITERATIONS + 1, LOGGING)]
