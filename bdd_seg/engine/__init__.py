@@ -1,6 +1,7 @@
 from bdd_seg.engine.checkpoint import find_checkpoint, load_checkpoint
 from bdd_seg.engine.command_line import add_config_arguments, config_from, run_tool
 from bdd_seg.engine.config import check_datasets, leaf_datasets, load_config
+from bdd_seg.engine.finite import FiniteLossHook
 from bdd_seg.engine.hooks import LossScheduleHook, LossStateHook
 from bdd_seg.engine.machine import describe_machine
 from bdd_seg.engine.metrics import ClassIoUMetric
@@ -12,6 +13,7 @@ __all__ = [
     'BFloat16OptimWrapper',
     'ClassIoUMetric',
     'ExactResumeHook',
+    'FiniteLossHook',
     'LossScheduleHook',
     'LossStateHook',
     'WholeFileBackend',

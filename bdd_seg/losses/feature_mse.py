@@ -1,6 +1,7 @@
 """Plain feature distillation: the student's features, projected linearly, are to be the teacher's."""
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -67,10 +68,11 @@ class FeatureMSELoss(nn.Module):
             ValueError: Shapes other than these.
         """
         self._check(student, teacher)
-        dtype = self.projection.weight.dtype
+        weight, bias = self.projection.parameters()
+        dtype = torch.promote_types(weight.dtype, torch.float32)
         teacher, mask = at_students_size(teacher.detach().to(dtype), mask, student.shape[2:], align_corners)
         with torch.autocast(student.device.type, enabled=False):
-            difference = self.projection(student.to(dtype)) - teacher
+            difference = F.conv2d(student.to(dtype), weight.to(dtype), bias.to(dtype)) - teacher
         if mask is None:
             return self.loss_weight * difference.square().mean()
         # Always through the difference: DDP wants a gradient from every process, if only one of zeros.

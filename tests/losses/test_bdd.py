@@ -66,6 +66,29 @@ def test_unknown_answers_are_left_out(logits):
     assert torch.equal(both, 3 * balance_divergence(student, resized, mask=mask))
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('autocast', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('domain', ['pixel', 'channel'])
+@pytest.mark.parametrize('tau', [0.1, 1.0, 20.0])
+def test_nothing_overflows_at_the_largest_logits(dtype, autocast, domain, tau):
+    """Where student and teacher contradict each other as much as float16 lets them, the closed form."""
+    large = torch.tensor(6e4).to(dtype)  # 59904 in bfloat16
+    teacher = torch.stack([large, -large]).view((1, 2, 1, 1) if domain == 'pixel' else (1, 1, 1, 2))
+    teacher = teacher.repeat((1, 1, 1, 4) if domain == 'pixel' else (1, 4, 1, 1))  # 4 distributions
+    student, undecided = (-teacher).requires_grad_(), torch.zeros_like(teacher).requires_grad_()
+    loss = BDDLoss(domain, tau_forward=tau, tau_reverse=tau)
+    with torch.autocast('cpu', autocast):
+        opposite, uniform = loss(student, teacher), loss(undecided, teacher)
+    assert opposite.item() == pytest.approx(3 * 2 * tau * 2 * large.item(), rel=1e-6)
+    assert uniform.item() == pytest.approx(3 * tau * large.item(), rel=1e-6)
+    opposite.backward()
+    uniform.backward()
+    slope = 3 * (-tau * teacher.float().sign()) / 4
+    torch.testing.assert_close(student.grad, slope.to(dtype))
+    slope = 3 * (-tau / 2 * teacher.float().sign() - teacher.float() / 2) / 4
+    torch.testing.assert_close(undecided.grad, slope.to(dtype))
+
+
 def test_wrong_settings():
     with pytest.raises(ValueError, match='domain must be one of'):
         BDDLoss(domain='space')

@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -132,38 +130,6 @@ def test_a_mask_of_everything_gives_zero_and_a_full_one_changes_nothing(domain):
         student, teacher, domain=domain, mask=torch.ones(2, 3, 3, dtype=torch.bool)
     )
     assert torch.equal(everything, balance_divergence(student, teacher, domain=domain))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)),
-    domain=st.sampled_from(['pixel', 'channel']),
-    taus=st.tuples(st.floats(0.5, 20), st.floats(0.5, 20)),
-    scale=st.sampled_from([1e-3, 1.0, 100.0, 1e4]),
-    seed=st.integers(0, 1000),
-)
-def test_properties(shape, domain, taus, scale, seed):
-    student, teacher = draw(shape, scale, seed)
-    kwargs = {'domain': domain, 'tau_forward': taus[0], 'tau_reverse': taus[1]}
-    value = balance_divergence(student, teacher, **kwargs)
-    assert math.isfinite(value.item()) and value.item() >= -1e-9
-    assert balance_divergence(student, student, **kwargs).item() == 0
-    swapped = balance_divergence(
-        teacher,
-        student,
-        domain=domain,
-        tau_forward=taus[1],
-        tau_reverse=taus[0],
-        forward_weight=1,
-        reverse_weight=1,
-    )
-    assert swapped.item() == pytest.approx(value.item(), rel=1e-4, abs=1e-7)
-    axis = (shape[0], 1, *shape[2:]) if domain == 'pixel' else (*shape[:2], 1, 1)
-    shift = torch.randn(axis, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    shifted = balance_divergence(student.double() + shift, teacher.double(), **kwargs)
-    assert shifted.item() == pytest.approx(
-        balance_divergence(student.double(), teacher.double(), **kwargs).item(), rel=1e-6, abs=1e-9
-    )
 
 
 @pytest.mark.parametrize('domain', ['pixel', 'channel'])
