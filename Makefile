@@ -2,11 +2,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test clean
+.PHONY: help demo test stress audit clean
 
 help:
 	@echo 'make demo   distil a small PSPNet on generated street scenes, 9 minutes on 2 idle CPU cores'
 	@echo 'make test   lint and tests'
+	@echo 'make stress what takes longer: kills, long runs, many processes; half an hour'
+	@echo 'make audit  known vulnerabilities of the pinned packages'
 	@echo 'make clean  remove the environment, the generated scenes and the results of the demo'
 
 # The stamp is younger than what it was made from only when the installation went through.
@@ -26,6 +28,14 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --cov --cov-report=term
+
+stress: $(VENV)/.installed
+	HYPOTHESIS_PROFILE=stress $(BIN)/pytest -v tests/stress tests/losses/test_properties.py
+
+audit: $(VENV)/.installed
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --disable-pip-version-check -q pip-audit
+	$(BIN)/pip freeze --exclude-editable | $(VENV)/audit/bin/pip-audit --no-deps --disable-pip -r /dev/stdin
 
 clean:
 	rm -rf $(VENV) data/street_scenes work_dirs/demo

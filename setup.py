@@ -9,7 +9,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['bdd_seg', 'bdd_seg.*']),
-    install_requires=['torch>=2.6', 'numpy', 'safetensors'],
+    # Before 2.10 a crafted file could get past torch.load(weights_only=True): CVE-2025-32434, CVE-2026-24747.
+    install_requires=['torch>=2.10', 'numpy', 'safetensors'],
     extras_require={
         'mmseg': ['onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12', 'onedl-mmsegmentation==1.4.2'],
         'study': ['pydantic'],
