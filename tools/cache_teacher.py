@@ -28,7 +28,15 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from bdd_seg.datasets.teacher_cache import CachedOutputs, Manifest, TeacherCache, file_digest
 from bdd_seg.distillers import SegDistiller
-from bdd_seg.engine import add_config_arguments, check_datasets, config_from, leaf_datasets, run_tool
+from bdd_seg.engine import (
+    add_config_arguments,
+    check_datasets,
+    config_from,
+    leaf_datasets,
+    naming_the_cause,
+    run_tool,
+)
+from bdd_seg.engine.batch_check import name_files
 from bdd_seg.errors import ConfigError
 
 
@@ -46,6 +54,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = config_from(args)
+    for key in ('model', 'train_dataloader', 'val_dataloader'):
+        if cfg.get(key) is None:
+            why = ', whose pipeline loads the whole images' if key == 'val_dataloader' else ''
+            raise ConfigError(f'{cfg.filename} has no {key}{why}')
+    if args.workers < 0:
+        raise ConfigError(f'--workers must be at least 0, not {args.workers}')
     init_default_scope('mmseg')
     MMLogger.get_instance('mmengine', log_level=logging.WARNING)
     if args.launcher != 'none' and get_device() == 'cpu':
@@ -53,8 +67,9 @@ def main() -> None:
     elif args.launcher != 'none':
         init_dist(args.launcher)
     check_datasets(cfg, 'train_dataloader')
-    images = Images(cfg)
-    model = build_model(cfg, args.taps)
+    with naming_the_cause(cfg):
+        images = Images(cfg)
+        model = build_model(cfg, args.taps)
     cache = TeacherCache(args.out or Path(cfg.work_dir) / 'teacher_cache')
     manifest = open_cache(cache, describe(model, images))
     if manifest.strides.keys() != set(model.teacher.taps):  # of all its files, those that come now included
@@ -69,14 +84,13 @@ class Images(Dataset):
     """The whole training images, each once, transformed as the validation images are."""
 
     def __init__(self, cfg: Config) -> None:
-        if cfg.get('val_dataloader') is None:
-            raise ConfigError(f'{cfg.filename} has no val_dataloader, whose pipeline loads the whole images')
         validation, _ = next(leaf_datasets(cfg.val_dataloader.dataset, 'val_dataloader.dataset'))
         self.transforms = validation['pipeline']
         pipeline = [dict(type='FollowGeometry', transforms=self.transforms)]
         self._samples: dict[str, tuple[Any, int]] = {}
         for settings, _ in leaf_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):
             dataset = DATASETS.build({**settings, 'pipeline': pipeline, 'test_mode': True})
+            name_files(dataset)
             for i in range(len(dataset)):
                 self._samples[dataset.get_data_info(i)['img_path']] = dataset, i
         self.paths = list(self._samples)

@@ -1,16 +1,28 @@
 """Evaluate a segmentor, distilled or plain. The flags are those of mmseg's own tools/test.py."""
 
 import argparse
-from pathlib import Path
+import os
 
 import bdd_seg  # noqa: F401  first: it says what an installation lacks
 
 # isort: split
+import matplotlib.pyplot as plt
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from bdd_seg.engine import add_config_arguments, check_datasets, config_from, run_tool
+from bdd_seg.engine import (
+    add_config_arguments,
+    add_hooks,
+    check_config,
+    check_datasets,
+    config_from,
+    make_folder,
+    naming_the_cause,
+    run_tool,
+)
 from bdd_seg.errors import ConfigError
+
+HOOKS = {'batch_check': 'BatchCheckHook', 'checkpoint_fits': 'CheckpointFitsHook'}
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,20 +42,28 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = config_from(args)
+    check_config(cfg, 'test')
     cfg.load_from = args.checkpoint
-    if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
+    if not os.path.exists(args.checkpoint) and '://' not in args.checkpoint:
         raise ConfigError(f'checkpoint {args.checkpoint!r} does not exist')
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
     if args.tta:
+        for key in ('tta_pipeline', 'tta_model'):
+            if cfg.get(key) is None:
+                raise ConfigError(f'--tta needs a {key} in the config, as configs/_base_ has them')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.tta_model.module = cfg.model
         cfg.model = cfg.tta_model
     if args.out is not None:
+        make_folder(args.out, '--out')
         cfg.test_evaluator['output_dir'] = args.out
         cfg.test_evaluator['keep_results'] = True
     check_datasets(cfg, 'test_dataloader')
-    Runner.from_cfg(cfg).test()
+    add_hooks(cfg, HOOKS)
+    make_folder(cfg.work_dir, '--work-dir')
+    with naming_the_cause(cfg):
+        Runner.from_cfg(cfg).test()
 
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
@@ -54,9 +74,12 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
         )
     hook['draw'] = True
     if args.show:
+        if plt.get_backend().lower() == 'agg':  # what matplotlib falls back to, and shows nothing
+            raise ConfigError('--show needs a display, and there is none. --show-dir FOLDER needs none')
         hook['show'] = True
         hook['wait_time'] = args.wait_time
     if args.show_dir:
+        make_folder(args.show_dir, '--show-dir')
         cfg.visualizer['save_dir'] = args.show_dir
 
 

@@ -13,14 +13,24 @@ from mmseg.registry import RUNNERS
 from bdd_seg.datasets import read_teacher_cache
 from bdd_seg.engine import (
     add_config_arguments,
+    add_hooks,
+    check_config,
     check_datasets,
     config_from,
     latest_checkpoint,
+    make_folder,
+    naming_the_cause,
     run_tool,
 )
 from bdd_seg.errors import ConfigError
 
-HOOKS = {'loss_state': 'LossStateHook', 'exact_resume': 'ExactResumeHook'}
+HOOKS = {
+    'batch_check': 'BatchCheckHook',
+    'checkpoint_fits': 'CheckpointFitsHook',
+    'exact_resume': 'ExactResumeHook',
+    'finite': 'FiniteLossHook',
+    'loss_state': 'LossStateHook',
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,16 +48,19 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = config_from(args)
+    check_config(cfg, 'train')
     cfg.resume = args.resume
     if args.resume and 'load_from' not in (args.cfg_options or {}):
         resume(cfg)
     if args.amp:
         enable_amp(cfg)
-    add_hooks(cfg)
+    add_hooks(cfg, HOOKS)
     check_datasets(cfg, 'train_dataloader', 'val_dataloader')
     read_teacher_cache(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    make_folder(cfg.work_dir, '--work-dir')
+    with naming_the_cause(cfg):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.train()
 
 
 def resume(cfg: Config) -> None:
@@ -58,15 +71,6 @@ def resume(cfg: Config) -> None:
         print(f'no checkpoint in {cfg.work_dir} yet: the training begins')
     else:
         cfg.load_from = str(latest)
-
-
-def add_hooks(cfg: Config) -> None:
-    """Give the training the hooks that every one should have, but those that its config sets to None."""
-    hooks = cfg.setdefault('default_hooks', {})
-    given = {hook.get('type') for hook in cfg.get('custom_hooks') or []}
-    for name, kind in HOOKS.items():
-        if hooks.setdefault(name, dict(type=kind)) is None or kind in given:
-            del hooks[name]
 
 
 def enable_amp(cfg: Config) -> None:

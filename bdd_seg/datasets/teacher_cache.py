@@ -312,7 +312,7 @@ def read_teacher_cache(cfg: Config) -> None:
         ConfigError: There is no such cache, or files of it are missing or cut.
     """
     teacher = cfg.model.get('teacher') or {}
-    if teacher.get('type') != 'CachedTeacher':
+    if not isinstance(teacher, dict) or teacher.get('type') != 'CachedTeacher':
         return
     if 'cache' not in teacher:
         raise ConfigError(

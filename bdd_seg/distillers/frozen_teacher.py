@@ -23,10 +23,9 @@ from bdd_seg.distillers.tap import Tap, default_tap
 from bdd_seg.distillers.teacher import Teacher
 from bdd_seg.engine.checkpoint import find_checkpoint, load_checkpoint
 from bdd_seg.engine.config import load_config
+from bdd_seg.engine.explain import naming_the_cause
+from bdd_seg.engine.weights_check import AUXILIARY, load_weights
 from bdd_seg.errors import ConfigError
-
-_UNUSED = 'auxiliary_head'
-"""Serves a network's own training only, so teachers are built without it."""
 
 _PRECISIONS = {None: None, 'bf16': torch.bfloat16}
 
@@ -101,8 +100,13 @@ class FrozenTeacher(Teacher):
             ConfigError: The config or checkpoint is missing or broken, weights do not fit the network,
                 a tap names no module, or teacher and student predict different numbers of classes.
         """
-        with torch.random.fork_rng(devices=[]), DefaultScope.overwrite_default_scope('mmseg'):
-            model = revert_sync_batchnorm(MODELS.build(self.model_config()))
+        config = self.model_config()
+        with (
+            torch.random.fork_rng(devices=[]),
+            DefaultScope.overwrite_default_scope('mmseg'),
+            naming_the_cause({'model': config}, f'teacher ({self.describe()}): '),
+        ):
+            model = revert_sync_batchnorm(MODELS.build(config))
         self._check_number_of_classes(student, model.out_channels)
         self.class_names = _load_weights(model, self.checkpoint, self.describe())
         self.model = model.eval().requires_grad_(False)
@@ -253,7 +257,7 @@ class FrozenTeacher(Teacher):
         model = config.get('model', config)
         if 'type' not in model:
             raise ConfigError(f'teacher config {self.describe()} has no model')
-        return {key: value for key, value in model.items() if key != _UNUSED}
+        return {key: value for key, value in model.items() if key != AUXILIARY}
 
 
 def _relative_error(changed: Tensor, original: Tensor) -> float:
@@ -308,32 +312,10 @@ def _load_weights(model: BaseSegmentor, checkpoint: str | Path, teacher: str) ->
         raise ConfigError(
             f'teacher ({teacher}): checkpoint {str(checkpoint)!r} holds no dict of named tensors'
         )
-    weights = {key.removeprefix('module.'): value for key, value in weights.items()}
-    weights = {key: value for key, value in weights.items() if not key.startswith(f'{_UNUSED}.')}
-    own = model.state_dict()
-    misshapen = [
-        f'{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}'
-        for key in own.keys() & weights.keys()
-        if weights[key].shape != own[key].shape
-    ]
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        if not misshapen:
-            raise ConfigError(
-                f'checkpoint {str(checkpoint)!r} does not fit the teacher ({teacher}): {error}'
-            ) from error
-        missing = [key for key in own if key not in weights]
-        unexpected = [key for key in weights if key not in own]
-    problems = {'missing': missing, 'unexpected': unexpected, 'of another shape': sorted(misshapen)}
-    if any(problems.values()):
-        listed = '; '.join(
-            f'{len(keys)} {problem}: {", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""}'
-            for problem, keys in problems.items()
-            if keys
-        )
+    problem = load_weights(model, weights)
+    if problem:
         raise ConfigError(
-            f'checkpoint {str(checkpoint)!r} does not fit the teacher ({teacher}): {listed}. '
+            f'checkpoint {str(checkpoint)!r} does not fit the teacher ({teacher}): {problem}. '
             'Use the config that the checkpoint was trained with'
         )
     meta = content.get('meta') or {}

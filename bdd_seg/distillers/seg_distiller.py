@@ -11,6 +11,7 @@ from mmseg.utils import SampleList
 from torch import Tensor, nn
 
 from bdd_seg.distillers.tap import Tap, default_tap
+from bdd_seg.engine.explain import naming_the_cause
 from bdd_seg.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ class SegDistiller(EncoderDecoder):
             A loss is a module with a ``loss_name``, called as ``loss(student_output, teacher_output,
             seg_label=labels, align_corners=flag)``, with a cached teacher also ``mask=known``, and appears
             in the log as ``distill.<loss_name>``. One with weights wants the
-            :class:`~bdd_seg.engine.LossStateHook` among the ``custom_hooks``, which keeps them for resuming.
+            :class:`~bdd_seg.engine.LossStateHook` among the hooks, which keeps them for resuming.
         **segmentor: Arguments of the student's own class.
 
     Raises:
@@ -50,27 +51,26 @@ class SegDistiller(EncoderDecoder):
             raise ConfigError('the model has no teacher: give it teacher=dict(config=..., checkpoint=...)')
         if 'num_stages' in segmentor and not isinstance(self, CascadeEncoderDecoder):
             raise ConfigError('the student is a cascade: distil it with type="CascadeSegDistiller"')
-        try:
-            super().__init__(*args, **segmentor)
-        except TypeError as error:
-            raise ConfigError(f'the student cannot be built: {error}') from error
-        try:
-            self.teacher = MODELS.build({'type': 'FrozenTeacher', **teacher})
-        except (KeyError, TypeError) as error:
-            without_type = 'cache' in teacher and 'type' not in teacher
-            hint = '. A cache needs type="CachedTeacher" beside it' if without_type else ''
-            raise ConfigError(f'teacher cannot be built: {error}{hint}') from error
-        self.distill_losses = _Losses()
-        self._taps: list[tuple[str, str | None]] = []
-        with torch.random.fork_rng(devices=[]):  # the student's initial weights are those it has alone
-            for i, config in enumerate(distill_losses):
-                config = dict(config)
-                student_tap = config.pop('student_tap', default_tap(self))
-                self._taps.append((student_tap, config.pop('teacher_tap', None)))
-                try:
-                    self.distill_losses.append(MODELS.build(config))
-                except (KeyError, TypeError, ValueError) as error:
-                    raise ConfigError(f'distill_losses[{i}] cannot be built: {error}') from error
+        super().__init__(*args, **segmentor)
+        teacher = {'type': 'FrozenTeacher', **_checked(teacher, 'model.teacher')}
+        if not isinstance(distill_losses, list | tuple):
+            raise ConfigError(f'model.distill_losses must be a list of dicts, got {distill_losses!r}')
+        losses = [
+            _checked(loss, f'model.distill_losses.{i}', taps=True) for i, loss in enumerate(distill_losses)
+        ]
+        self._taps: list[tuple[str, str | None]] = [
+            (loss.pop('student_tap', default_tap(self)), loss.pop('teacher_tap', None)) for loss in losses
+        ]
+        with naming_the_cause({'model': {'teacher': teacher, 'distill_losses': losses}}):
+            if 'cache' in teacher and teacher['type'] == 'FrozenTeacher':
+                raise ConfigError(
+                    'model.teacher cannot be built. A cache needs type="CachedTeacher" beside it'
+                )
+            self.teacher = MODELS.build(teacher)
+            with torch.random.fork_rng(devices=[]):  # the student's initial weights are those it has alone
+                self.distill_losses = _Losses(MODELS.build(loss) for loss in losses)
+        for i, (loss, settings) in enumerate(zip(self.distill_losses, losses, strict=True)):
+            _check_weights(loss, settings, f'model.distill_losses.{i}')
         self._check_losses()
 
     def init_weights(self) -> None:
@@ -132,7 +132,7 @@ class SegDistiller(EncoderDecoder):
         names = [getattr(loss, 'loss_name', None) for loss in self.distill_losses]
         for loss, name in zip(self.distill_losses, names, strict=True):
             kind = type(loss).__name__
-            if name is None or 'loss' not in name:
+            if not isinstance(name, str) or 'loss' not in name:
                 raise ConfigError(
                     f"{kind} needs a loss_name that contains 'loss', or mmengine leaves it out of the total; "
                     f'got {name!r}'
@@ -173,6 +173,24 @@ class _Losses(nn.ModuleList):
         for name, loss in self.named_children():  # each gets what it has
             loss.state_dict(destination=state_dict, prefix=f'{prefix}{name}.')
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _checked(settings: Any, key: str, taps: bool = False) -> dict[str, Any]:
+    """A copy of what the config gives under this key, if that is a dict, with names for taps."""
+    if not isinstance(settings, dict):
+        raise ConfigError(f'{key} must be a dict of settings, got {settings!r}')
+    for tap in ('student_tap', 'teacher_tap') if taps else ():
+        if not isinstance(settings.get(tap, ''), str | None):
+            raise ConfigError(f'{key}.{tap} must be the dotted name of a module, got {settings[tap]!r}')
+    return dict(settings)
+
+
+def _check_weights(loss: nn.Module, settings: dict[str, Any], key: str) -> None:
+    for name, parameter in inspect.signature(type(loss)).parameters.items():
+        if name.endswith('weight') and isinstance(parameter.default, float):
+            value = settings.get(name, parameter.default)
+            if not isinstance(value, int | float):
+                raise ConfigError(f'{key}.{name} must be a number, got {value!r}')
 
 
 def _last(head: nn.Module) -> nn.Module:

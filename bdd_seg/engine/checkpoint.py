@@ -40,9 +40,9 @@ def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, 
     """
     source = str(source)
     path = _download(source) if _is_url(source) else Path(source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # as a method, it has an exception for names that are too long
         raise ConfigError(f'checkpoint {source!r} is a folder. Give the file in it')
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(
             f'checkpoint {source!r} does not exist. Give a file or an http(s) URL, or train that model first'
         )
@@ -50,18 +50,19 @@ def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, 
         with _ONE_AT_A_TIME, torch.serialization.safe_globals(_runner_types()):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()
-        refused = [line.strip() for line in reason if 'Unsupported global' in line or 'GLOBAL' in line]
-        if not refused:
-            raise ConfigError(_damaged(source, path, reason[0] if reason else 'unreadable')) from error
+        lines = str(error).strip().splitlines()
+        refused = [line.strip() for line in lines if 'Unsupported global' in line or 'GLOBAL' in line]
+        if not refused:  # torch says at length that it might be read without weights_only
+            raise ConfigError(_damaged(source, path, 'torch cannot read it')) from error
         raise ConfigError(
             f'checkpoint {source!r} holds more than weights and is refused ({refused[0]}). If you trust it, '
             "convert it once: torch.save(torch.load(OLD, weights_only=False)['state_dict'], NEW)"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            _damaged(source, path, str(error).splitlines()[0] if str(error) else 'empty')
-        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else 'empty'
+        raise ConfigError(_damaged(source, path, reason)) from error
+    except KeyError as error:  # from what is no pickle at all
+        raise ConfigError(_damaged(source, path, 'torch cannot read it')) from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(
             f'checkpoint {source!r} holds a {type(checkpoint).__name__}, expected a dict of weights'
@@ -92,7 +93,7 @@ def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
 def find_checkpoint(source: str | Path) -> Path | None:
     """Where a checkpoint's file is on this machine, None where it is not (yet)."""
     path = _download_path(str(source)) if _is_url(str(source)) else Path(source).expanduser()
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
 
 
 def _is_url(source: str) -> bool:

@@ -143,7 +143,7 @@ def load_study(path: Path) -> Study:
     """
     try:
         return Study.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f'study {str(path)!r} cannot be read: {error}') from error
     except ValidationError as error:
         first = error.errors()[0]

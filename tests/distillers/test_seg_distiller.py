@@ -12,6 +12,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from bdd_seg.distillers import CascadeSegDistiller, SegDistiller
+from bdd_seg.engine.explain import naming_the_cause
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses import BDDLoss
 
@@ -307,7 +308,14 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
     'changes, message',
     [
         ({'distill_losses': []}, 'distill_losses is empty'),
-        ({'distil_losses': []}, "the student cannot be built.*unexpected keyword argument 'distil_losses'"),
+        (
+            {'distil_losses': []},
+            r"model \(SegDistiller\): unexpected .* 'distil_losses' of .*. Did you mean distill_losses",
+        ),
+        (
+            {'backbone': {'type': 'ResNetV1c', 'dept': 18}},
+            r"model.backbone \(ResNetV1c\).*'dept' of ResNet. Did you mean depth",
+        ),
         ({'teacher': None}, 'the model has no teacher'),
         (
             {'distill_losses': [{'type': 'BDDLoss'}] * 2},
@@ -315,16 +323,43 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
         ),
         ({'distill_losses': [{'type': 'BDDLoss', 'loss_name': 'bdd'}]}, "contains 'loss'.*got 'bdd'"),
         ({'distill_losses': [{'type': 'RecordingLoss', 'name': None}]}, 'RecordingLoss needs a loss_name'),
-        ({'distill_losses': [{'type': 'FeatureMSELoss'}]}, r'distill_losses\[0\].*student_channels'),
-        ({'distill_losses': [{'type': 'BDDLoss', 'tau': 1}]}, r'distill_losses\[0\] cannot be built.*tau'),
-        ({'distill_losses': [{'type': 'BDLoss'}]}, r'distill_losses\[0\] cannot be built.*BDLoss'),
+        (
+            {'distill_losses': [{'type': 'FeatureMSELoss'}]},
+            r"model.distill_losses.0 \(FeatureMSELoss\) lacks 'student_channels' and 'teacher_channels'",
+        ),
+        (
+            {'distill_losses': [{'type': 'BDDLoss'}, {'type': 'BDDLoss', 'tau_foward': 1}]},
+            r"model.distill_losses.1 \(BDDLoss\).*'tau_foward' of BDDLoss. Did you mean tau_forward",
+        ),
+        (
+            {'distill_losses': [{'type': 'BDLoss'}]},
+            r"model.distill_losses.0 \(BDLoss\): no model is called 'BDLoss'. Did you mean BDDLoss",
+        ),
+        (
+            {'distill_losses': {'type': 'BDDLoss'}},
+            'model.distill_losses must be a list of dicts, got {.type.: .BDDLoss.}',
+        ),
+        ({'distill_losses': ['BDDLoss']}, "model.distill_losses.0 must be a dict of settings, got 'BDDLoss'"),
+        (
+            {'distill_losses': [{'type': 'BDDLoss', 'loss_weight': 'abc'}]},
+            "model.distill_losses.0.loss_weight must be a number, got 'abc'",
+        ),
+        (
+            {'distill_losses': [{'type': 'BDDLoss', 'student_tap': 3}]},
+            'model.distill_losses.0.student_tap must be the dotted name of a module, got 3',
+        ),
+        ({'distill_losses': [{'type': 'BDDLoss', 'loss_name': 3}]}, "contains 'loss'.*got 3"),
         ({'distill_losses': [{'type': 'BDDLoss', 'tau_forward': 0}]}, 'tau_forward must be a positive'),
         (
             {'distill_losses': [{'type': 'BDDLoss', 'student_tap': 'decode_head.conv'}]},
             r'decode_head\.conv_seg',
         ),
         ({'distill_losses': [{'type': 'BDDLoss', 'teacher_tap': 'backbone.layer9'}]}, r'backbone\.layer4'),
-        ({'teacher': {'chekpoint': 'a.pth'}}, 'teacher cannot be built.*chekpoint'),
+        (
+            {'teacher': {'chekpoint': 'a.pth'}},
+            r"model.teacher \(FrozenTeacher\).*'chekpoint' of .*. Did you mean checkpoint",
+        ),
+        ({'teacher': 'a.pth'}, "model.teacher must be a dict of settings, got 'a.pth'"),
         ({'teacher': {'cache': 'caches/r101'}}, 'cannot be built.*A cache needs type="CachedTeacher"'),
         (
             {
@@ -336,8 +371,10 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
     ],
 )
 def test_wrong_settings_are_named(tiny_configs, changes, message):
-    with pytest.raises(ConfigError, match=message):
-        build(tiny_configs['distilled'], **changes)
+    cfg = Config.fromfile(tiny_configs['distilled'])
+    cfg.model.update(changes)
+    with pytest.raises(ConfigError, match=message), naming_the_cause(cfg):
+        build(cfg)
 
 
 def cascade(teacher: dict | None) -> Config:

@@ -77,19 +77,23 @@ def test_files_that_are_no_checkpoints(tmp_path):
         'short.pth': good[: len(good) // 2],
         'empty.pth': b'',
         'text.pth': b'<html>404 not found</html>',
+        'words.pth': b'hello world\n',
         'pickle.pth': pickle.dumps([1, 2, 3])[:-2],
     }
     for name, data in damaged.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(
             ConfigError, match=f'{name}.* is no readable checkpoint .*Copy or download .* again'
-        ):
+        ) as raised:
             load_checkpoint(str(tmp_path / name))
+        assert 'will likely succeed' not in str(raised.value)
     torch.save([1, 2], tmp_path / 'list.pth')
     with pytest.raises(ConfigError, match='holds a list, expected a dict'):
         load_checkpoint(str(tmp_path / 'list.pth'))
     with pytest.raises(ConfigError, match='does not exist'):
         load_checkpoint(str(tmp_path / 'absent.pth'))
+    with pytest.raises(ConfigError, match='does not exist'):
+        load_checkpoint('x' * 300 + '.pth')
     with pytest.raises(ConfigError, match='is a folder'):
         load_checkpoint(str(tmp_path))
 

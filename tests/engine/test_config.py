@@ -1,8 +1,14 @@
+import argparse
+import os
+from pathlib import Path
+
+import mmseg
 import pytest
 from conftest import CONFIGS
 from mmengine.config import Config
 
-from bdd_seg.engine import check_datasets, load_config
+from bdd_seg.engine import check_config, check_datasets, config_from, load_config, make_folder
+from bdd_seg.engine.command_line import add_config_arguments
 from bdd_seg.errors import ConfigError
 
 
@@ -103,3 +109,145 @@ def test_other_data_sets_too(tmp_path, dataset, expected):
             inner.update(missing)
     with pytest.raises(ConfigError, match=expected):
         check_datasets(Config({'train_dataloader': {'dataset': dataset}}), 'train_dataloader')
+
+
+def test_all_label_maps_are_looked_for(tmp_path, scenes):
+    prefix = {'img_path': 'leftImg8bit/train', 'seg_map_path': 'gtFine/train'}
+    (tmp_path / 'leftImg8bit').symlink_to(scenes / 'leftImg8bit')
+    labels = sorted((scenes / 'gtFine/train').rglob('*_labelTrainIds.png'))
+    for path in labels[:-2]:
+        link = tmp_path / path.relative_to(scenes)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    with pytest.raises(ConfigError, match=f'has no label map .*{labels[-2].name}., and so 1 others'):
+        check_datasets(loader(data_root=str(tmp_path), data_prefix=prefix), 'train_dataloader')
+
+
+@pytest.mark.parametrize('what', ['a folder', 'a loop of folders'])
+def test_folders_that_cannot_be_read(tmp_path, monkeypatch, what):
+    prefix = {'img_path': 'images', 'seg_map_path': 'labels'}
+    (tmp_path / 'images').mkdir()
+    if what == 'a folder':  # of which nothing holds who runs the tests as root
+
+        def scandir(path):
+            raise PermissionError(13, 'Permission denied', str(path))
+
+        monkeypatch.setattr(os, 'scandir', scandir)
+        expected = "train_dataloader.dataset: '.*images': Permission denied; put the data set there"
+    else:
+        (tmp_path / 'images/loop').symlink_to(tmp_path / 'images')
+        expected = "'.*images/loop/loop/.*': Too many levels of symbolic links"
+    with pytest.raises(ConfigError, match=expected):
+        check_datasets(loader(data_root=str(tmp_path), data_prefix=prefix), 'train_dataloader')
+
+
+def test_of_data_elsewhere_one_label_map_is_looked_for(scenes, monkeypatch):
+    asked = []
+    monkeypatch.setattr('bdd_seg.engine.config.exists', lambda path, backend_args: asked.append(path) or True)
+    prefix = {'img_path': 'leftImg8bit/train', 'seg_map_path': 'gtFine/train'}
+    settings = {'data_root': str(scenes), 'data_prefix': prefix, 'backend_args': {'backend': 'local'}}
+    check_datasets(loader(**settings), 'train_dataloader')
+    assert len(asked) == 1
+
+
+@pytest.fixture
+def config(tiny_configs):
+    return load_config(tiny_configs['distilled'])
+
+
+@pytest.mark.parametrize('kind', ['teacher', 'student', 'distilled'])
+def test_configs_that_are_right(tiny_configs, kind):
+    for mode in ('train', 'test'):
+        check_config(load_config(tiny_configs[kind]), mode)
+
+
+@pytest.mark.parametrize('name', sorted(CONFIGS.glob('[!_]*/*.py')), ids=lambda path: path.stem)
+def test_our_own_are_right(name):
+    for mode in ('train', 'test'):
+        check_config(load_config(name), mode)
+
+
+def test_mmsegs_own_are_right():
+    """Names of their own, of which they have many, are none that is misspelt."""
+    folder = Path(mmseg.__file__).parent / '.mim/configs'
+    for path in sorted(folder.glob('[!_]*/*.py'))[::40]:
+        check_config(load_config(path), 'train')
+    mistaken = load_config(folder / 'bisenetv2/bisenetv2_fcn_4xb4-ohem-160k_cityscapes-1024x1024.py')
+    with pytest.raises(
+        ConfigError, match=r"the config's models\. Did .* model\?.* --cfg-options models=None"
+    ):
+        check_config(mistaken, 'train')
+    mistaken.models = None
+    check_config(mistaken, 'train')
+
+
+@pytest.mark.parametrize(
+    'changes, mode, expected',
+    [
+        ({'param_schedulers': []}, 'train', "config's param_schedulers. Did you mean param_sch"),
+        ({'param_schedulers': 3}, 'train', None),  # no settings, so a name of its own
+        ({'test_cfg': None}, 'train', 'no test_cfg: test_dataloader, test_cfg, test_evaluator belong'),
+        ({'val_dataloader': None, 'val_cfg': None}, 'test', 'no val_dataloader and no val_cfg: val'),
+        ({'val_dataloader': None, 'val_cfg': None, 'val_evaluator': None}, 'train', None),
+        ({'train_dataloader': None, 'train_cfg': None, 'optim_wrapper': None}, 'test', None),
+        ({'train_dataloader': [1]}, 'train', r'train_dataloader must be a dict, got \[1\]'),
+        ({'test_dataloader': {'dataset': 'x'}}, 'train', "test_dataloader.dataset must be a dict, got 'x'"),
+        ({'optim_wrapper': {'optimizer': 'SGD'}}, 'train', "optimizer must be a dict, got 'SGD'"),
+        ({'optim_wrapper': {'optimizer': {'type': 'SDG'}}}, 'train', "no optimizer is called 'SDG'.*SGD"),
+        ({'optim_wrapper': {'type': 'OptimWrapperDict', 'a': {'optimizer': {}}}}, 'train', None),
+        ({'train_cfg': {'type': 'EpochBasedTrainLoop', 'max_epochs': 0}}, 'train', 'cfg.max_epochs must'),
+        ({'train_cfg': {'type': 'EpochBasedTrainLoop', 'max_epochs': 2}}, 'train', None),
+        ({'train_cfg': {'max_iters': 8e4}}, 'train', None),
+        ({'train_cfg': {'max_iters': float('nan')}}, 'train', 'train_cfg.max_iters must .* got nan'),
+    ],
+)  # fmt: skip
+def test_configs_that_are_not(config, changes, mode, expected):
+    for key, value in changes.items():
+        config[key] = value
+    if expected is None:
+        check_config(config, mode)
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            check_config(config, mode)
+
+
+def parse(*arguments) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    return parser.parse_args([*map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    'text, value',
+    [
+        ('/data/city scapes', '/data/city scapes'),
+        ("'quoted'", 'quoted'),
+        ('3', 3),
+        ('1e-3', 1e-3),
+        ('None', None),
+        ('True', True),
+        ('a=b', 'a=b'),
+        ('[a, b]', ['a', 'b']),
+        ('1,2', [1, 2]),
+        ('[(1,2),(3,4)]', [(1, 2), (3, 4)]),
+        ('', ''),
+    ],
+)
+def test_values_of_overrides(tiny_configs, text, value):
+    args = parse(tiny_configs['student'], '--cfg-options', f'img_ratios={text}')
+    assert config_from(args).img_ratios == value
+
+
+def test_overrides_may_be_given_twice_and_add_what_the_runner_reads(tiny_configs):
+    options = ['--cfg-options', 'find_unused_parameters=True', '--cfg-options', 'randomness.seed=3']
+    cfg = config_from(parse(tiny_configs['student'], *options))
+    assert (cfg.find_unused_parameters, cfg.randomness.seed) == (True, 3)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    make_folder(tmp_path / 'a/b', '--out')
+    make_folder(tmp_path / 'a/b', '--out')
+    assert (tmp_path / 'a/b').is_dir()
+    monkeypatch.setattr(os, 'access', lambda path, mode: mode != os.W_OK)
+    with pytest.raises(ConfigError, match='--out .*a/b. cannot be written to'):
+        make_folder(tmp_path / 'a/b', '--out')

@@ -1,0 +1,215 @@
+import pickle
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import build
+from mmengine.config import Config
+from mmseg.models.decode_heads import FCNHead
+from mmseg.registry import DATASETS, MODELS
+from PIL import Image
+from torch import nn
+
+from bdd_seg.engine import BatchCheckHook
+from bdd_seg.engine.batch_check import _LabelCheck
+from bdd_seg.errors import ConfigError
+
+PACKED = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}, {'type': 'PackSegInputs'}]
+PREFIX = {'img_path': 'leftImg8bit/train', 'seg_map_path': 'gtFine/train'}
+
+
+@pytest.fixture(scope='module')
+def student(tiny_configs):
+    return build(tiny_configs['student'])
+
+
+@pytest.fixture
+def data(scenes, tmp_path):
+    """A data set whose third label map has a 19 in one corner."""
+    root = shutil.copytree(scenes, tmp_path / 'data')
+    path = sorted(root.glob('gtFine/train/*/*_labelTrainIds.png'))[2]
+    labels = np.array(Image.open(path))
+    labels[0, 0] = 19
+    Image.fromarray(labels).save(path)
+    return root
+
+
+def loader(root, steps=PACKED, **wrapper):
+    settings = {
+        'type': 'CityscapesDataset',
+        'data_root': str(root),
+        'data_prefix': PREFIX,
+        'pipeline': steps,
+    }
+    if 'datasets' in wrapper:
+        wrapper['datasets'] = [settings]
+    elif wrapper:
+        wrapper['dataset'] = settings
+    dataset = DATASETS.build(wrapper or settings)
+    return torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=list)
+
+
+def train_on(loader, model) -> list:
+    BatchCheckHook().before_train(SimpleNamespace(train_dataloader=loader, model=model))
+    return [sample for (sample,) in loader]
+
+
+@pytest.mark.parametrize(
+    'wrapper',
+    [
+        {},
+        {'type': 'RepeatDataset', 'times': 2},
+        {'type': 'ConcatDataset', 'datasets': []},
+        {'type': 'ClassBalancedDataset', 'oversample_thr': 1e-3},
+    ],
+    ids=lambda wrapper: wrapper.get('type', 'alone'),
+)
+def test_a_wrong_label_is_found_under_whatever_wraps_the_data_set(data, student, monkeypatch, wrapper):
+    monkeypatch.setattr(
+        DATASETS.get('CityscapesDataset'), 'get_cat_ids', lambda self, i: [i % 2], raising=False
+    )
+    with pytest.raises(
+        ConfigError, match=r"000002_gtFine_labelTrainIds.png' has labels 19; the classes are 0 to 18"
+    ):
+        train_on(loader(data, **wrapper), student)
+
+
+def test_what_is_mixed_into_one_image_is_checked_before(data, student):
+    mixed = {
+        'type': 'MultiImageMixDataset',
+        'pipeline': [{'type': 'RandomMosaic', 'prob': 1.0, 'img_scale': (48, 96)}, {'type': 'PackSegInputs'}],
+    }
+    with pytest.raises(ConfigError, match="000002_gtFine_labelTrainIds.png' has labels 19"):
+        train_on(loader(data, PACKED[:2], **mixed), student)
+
+
+def test_pipelines_that_are_followed_are_checked_within(data, student):
+    follow = [{'type': 'FollowGeometry', 'transforms': PACKED}]
+    with pytest.raises(ConfigError, match="000002_gtFine_labelTrainIds.png' has labels 19"):
+        train_on(loader(data, follow), student)
+    (image,) = data.glob('leftImg8bit/train/*/*000001_leftImg8bit.png')
+    image.write_bytes(b'')
+    with pytest.raises(ConfigError, match="000001_leftImg8bit.png' cannot be read: it is empty"):
+        train_on(loader(data, follow), student)
+
+
+def test_what_is_right_comes_out_as_without_the_check(scenes, student):
+    plain, checked = loader(scenes), loader(scenes)
+    for _ in range(2):  # as with each validation of a training
+        samples = train_on(checked, student)
+    assert sum(isinstance(step, _LabelCheck) for step in checked.dataset.pipeline.transforms) == 1
+    assert len(samples) == 8
+    for expected, sample in zip((sample for (sample,) in plain), samples, strict=True):
+        assert torch.equal(sample['inputs'], expected['inputs'])
+        labels = sample['data_samples'].gt_sem_seg.data
+        assert torch.equal(labels, expected['data_samples'].gt_sem_seg.data)
+    again = pickle.loads(pickle.dumps(checked.dataset))  # to processes that do not fork
+    assert torch.equal(again[0]['inputs'], samples[0]['inputs'])
+    assert repr(checked.dataset.pipeline).count('LoadAnnotations') == 1
+
+
+@pytest.mark.parametrize(
+    'labels, wrong',
+    [
+        ([0, 18, 255], None),
+        ([19, 255], '19'),
+        ([-1], '-1'),
+        ([254, 40, 30, 20, 21, 22], '20, 21, 22, 30, 40, ...'),
+    ],
+)
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int16])
+def test_labels_are_classes_or_ignored(batch, labels, wrong, dtype):
+    image, sample = batch[0][0], batch[1][0].clone()
+    sample.gt_sem_seg.data = torch.tensor(labels, dtype=dtype).repeat(32 * 64)[: 32 * 64].reshape(1, 32, 64)
+    results = {'inputs': image, 'data_samples': sample}
+    check = _LabelCheck(19, 255, as_large_as_image=True)
+    if wrong is None:
+        assert check(results) is results
+    else:
+        with pytest.raises(
+            ConfigError, match=f'has labels {wrong}; the classes are 0 to 18, and 255 is ignored'
+        ):
+            check(results)
+
+
+def test_the_label_to_ignore_is_the_heads(scenes, student, monkeypatch):
+    monkeypatch.setattr(student.decode_head, 'ignore_index', 7)
+    with pytest.raises(ConfigError, match='has labels 255; the classes are 0 to 18, and 7 is ignored'):
+        train_on(loader(scenes), student)
+
+
+def test_a_transform_that_forgets_the_labels(scenes, student):
+    class Shrink:
+        def __call__(self, results):
+            return {**results, 'img': results['img'][::2, ::2]}
+
+    pipeline = [*PACKED[:2], Shrink(), PACKED[2]]
+    with pytest.raises(
+        ConfigError, match=r"makes 24×48 pixels of image .*8bit.png', and 48×96 of its label map"
+    ):
+        train_on(loader(scenes, pipeline), student)
+    validation = loader(scenes, pipeline)  # there labels keep their size
+    BatchCheckHook().before_val(SimpleNamespace(val_dataloader=validation))
+    assert len(list(validation)) == 8
+
+
+class EdgeHead(FCNHead):
+    """Learns something else from the labels, as mmseg's ``STDCHead`` does."""
+
+    def loss_by_feat(self, seg_logits, batch_data_samples):
+        return {}
+
+
+@pytest.mark.parametrize(
+    'part, changes, expected',
+    [
+        ('decode_head', {'num_classes': 7}, 'model.decode_head.num_classes is 7, .* has 19 classes'),
+        ('auxiliary_head', {'num_classes': 2, 'out_channels': 1}, 'model.auxiliary_head.num_classes is 2'),
+        ('auxiliary_head', {'type': EdgeHead, 'num_classes': 2, 'out_channels': 1}, None),
+        ('decode_head', {'num_classes': 30}, None),
+    ],
+)  # fmt: skip
+def test_heads_for_fewer_classes_than_the_data_set_has(scenes, tiny_configs, part, changes, expected):
+    config = Config.fromfile(tiny_configs['student'])
+    config.model[part].update(changes)
+    model = build(config)
+    if expected is None:
+        assert len(train_on(loader(scenes), model)) == 8
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            train_on(loader(scenes), model)
+
+
+def test_several_auxiliary_heads_and_wrapped_models(scenes, tiny_configs):
+    config = Config.fromfile(tiny_configs['student'])
+    head = config.model.auxiliary_head
+    config.model.auxiliary_head = [head, {**head, 'num_classes': 7}]
+    wrapped = MODELS.build({'type': 'SegTTAModel', 'module': config.model})
+    with pytest.raises(ConfigError, match=r'^model.auxiliary_head.1.num_classes is 7'):
+        train_on(loader(scenes), wrapped)
+
+
+def test_models_without_such_heads_are_left_alone(data):
+    assert len(train_on(loader(data), nn.Identity())) == 8
+
+
+def test_evaluation_knows_the_classes_of_the_data_set(data):
+    for which in ('val', 'test'):
+        checked = loader(data)
+        getattr(BatchCheckHook(), f'before_{which}')(SimpleNamespace(**{f'{which}_dataloader': checked}))
+        with pytest.raises(ConfigError, match="000002_gtFine_labelTrainIds.png' has labels 19"):
+            list(checked)
+
+
+def test_a_bug_of_a_transform_that_loads_keeps_its_traceback(data, capsys):
+    checked = loader(data)
+    (step,) = [s for s in checked.dataset.pipeline.transforms if type(s).__name__ == 'LoadAnnotations']
+    step._load_seg_map = lambda results: {}['bug']
+    BatchCheckHook().before_val(SimpleNamespace(val_dataloader=checked))
+    with pytest.raises(
+        ConfigError, match="Ids.png' cannot be read: is it whole, and an image.*KeyError: 'bug'"
+    ):
+        next(iter(checked))
+    assert "lambda results: {}['bug']" in capsys.readouterr().err
