@@ -9,4 +9,3 @@ model = dict(
     distill_losses=[
         dict(type='FeatureMSELoss', student_channels=512, teacher_channels=2048,
              student_tap='backbone.layer4', teacher_tap='backbone.layer4')])
-custom_hooks = [dict(type='LossStateHook')]  # the projection's weights, for --resume

@@ -7,4 +7,3 @@ model = dict(
     distill_losses=[
         dict(type='FeatureMSELoss', student_channels=128, teacher_channels=1024,
              student_tap='backbone.layer4', teacher_tap='backbone.layer4')])
-custom_hooks = [dict(type='LossStateHook')]  # the projection's weights, for --resume

@@ -10,4 +10,10 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=8000),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
+    visualization=dict(type='SegVisualizationHook'),
+    # bdd_seg's; its tools add them where they are not named, mmseg's do not.
+    batch_check=dict(type='BatchCheckHook'),
+    checkpoint_fits=dict(type='CheckpointFitsHook'),
+    exact_resume=dict(type='ExactResumeHook'),
+    finite=dict(type='FiniteLossHook'),
+    loss_state=dict(type='LossStateHook'))
