@@ -50,7 +50,7 @@ def served(hostile, monkeypatch):
 
 
 def test_the_file_is_hostile(hostile, made, monkeypatch):
-    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)  # a tool that ran in this process set it
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)  # as a tool left it
     torch.load(hostile, weights_only=False)
     assert made.is_dir()
 

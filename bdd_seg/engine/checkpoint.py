@@ -1,17 +1,19 @@
 """Checkpoints are data: what is read here cannot run code."""
 
 import hashlib
+import io
 import os
 import pickle
 import re
 import threading
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -47,8 +49,7 @@ def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, 
             f'checkpoint {source!r} does not exist. Give a file or an http(s) URL, or train that model first'
         )
     try:
-        with _ONE_AT_A_TIME, torch.serialization.safe_globals(_runner_types()):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = _read(path, map_location)
     except pickle.UnpicklingError as error:
         lines = str(error).strip().splitlines()
         refused = [line.strip() for line in lines if 'Unsupported global' in line or 'GLOBAL' in line]
@@ -61,7 +62,7 @@ def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, 
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else 'empty'
         raise ConfigError(_damaged(source, path, reason)) from error
-    except KeyError as error:  # from what is no pickle at all
+    except Exception as error:  # KeyError, IndexError and others, from what is no pickle at all
         raise ConfigError(_damaged(source, path, 'torch cannot read it')) from error
     if not isinstance(checkpoint, dict):
         raise ConfigError(
@@ -70,11 +71,28 @@ def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, 
     return checkpoint
 
 
+def what_is_no_data(content: Any) -> str | None:
+    """Why :func:`load_checkpoint` would refuse a file with this content, None if it would not."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    buffer.seek(0)
+    try:
+        _read(buffer, 'cpu')
+    except pickle.UnpicklingError as error:
+        return next((line.strip() for line in str(error).splitlines() if 'GLOBAL' in line), str(error))
+    return None
+
+
+def _read(file: Path | BinaryIO, map_location: Any) -> Any:
+    with _ONE_AT_A_TIME, torch.serialization.safe_globals(_runner_types()):
+        return torch.load(file, map_location=map_location, weights_only=True)
+
+
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     """:func:`load_checkpoint` for mmengine, which would fall back to running the code in a checkpoint.
 
-    All its own ways come here: ``Runner``'s ``load_from`` and ``resume``, ``init_cfg``, ``init_model``.
+    ``Runner``'s ``load_from`` and ``resume``, ``init_cfg`` and ``init_model`` come here, for paths and http.
     """
     checkpoint = load_checkpoint(filename, map_location)
     meta = checkpoint.get('meta')
@@ -149,6 +167,7 @@ def _runner_types() -> list[Any]:
         (scalar, 'numpy.core.multiarray.scalar'),
         *dtypes,
         HistoryBuffer,
+        ConfigDict,  # a dict, in the meta information of data sets
         (_history_buffer_method, 'builtins.getattr'),
     ]
 

@@ -13,6 +13,7 @@ from mmengine.dist import all_gather_object, all_reduce, get_rank
 from mmengine.fileio import put
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.utils import is_list_of
@@ -71,6 +72,8 @@ class FiniteLossHook(Hook):
         model = _model(runner)
         self._handles = [model.register_forward_hook(partial(self._after_forward, runner), with_kwargs=True)]
         if self.max_skips:
+            if not isinstance(runner.optim_wrapper, OptimWrapper):
+                raise ConfigError('FiniteLossHook: max_skips works with one optimizer only; set it to 0')
             optimizer = runner.optim_wrapper.optimizer
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
 
@@ -102,8 +105,8 @@ class FiniteLossHook(Hook):
         bad = (~total.isfinite()).int()
         if self.max_skips:
             all_reduce(bad, 'max')
-        # The one time that the host waits for the device here. mmengine waits in each iteration anyway, since
-        # RuntimeInfoHook puts the losses into the message hub, which takes their item().
+        # The one time that the host waits for the device here. mmengine waits in each iteration, too, though
+        # after the step: RuntimeInfoHook puts the losses into the message hub, which takes their item().
         self._left_out = bool(bad.item())
         if not self._left_out:
             self._nothing_to_apply = False

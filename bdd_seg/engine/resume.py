@@ -15,28 +15,37 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmseg.registry import HOOKS
 from torch.utils.data import get_worker_info
 
-from bdd_seg.engine.checkpoint import load_checkpoint
+from bdd_seg.engine.checkpoint import load_checkpoint, what_is_no_data
 from bdd_seg.errors import ConfigError
 
 # What random numbers are drawn for. Each number of a stream begins a sequence of its own.
 _STEPS, _DRAWS = 0, 1
 
+# Of a checkpoint: tensors by far the most.
+_LARGE = {'state_dict', 'ema_state_dict', 'optimizer'}
 
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
+_SAMPLER_SEED = 'sampler_seed'  # in the message hub, which checkpoints keep
+
+
+def latest_checkpoint(work_dir: str | Path) -> str | Path | None:
     """The newest whole checkpoint in a work dir.
 
     That is the one that mmengine's note ``last_checkpoint`` names, also where the folder has moved since. If
     the note or its checkpoint was cut short or is gone, it is the youngest other; the log says so.
 
     Returns:
-        Its path, None where training has saved none.
+        Its path, None where training has saved none. What is no local file, such as ``s3://...`` or a folder
+        of DeepSpeed's, is returned as it was noted.
 
     Raises:
-        ConfigError: There are checkpoints, and none can be read.
+        ConfigError: There are checkpoints, and none can be read; or there is none, but one was noted.
     """
     folder = Path(work_dir)
     note = folder / 'last_checkpoint'
-    noted = Path(note.read_text().strip()) if note.is_file() else Path()
+    text = note.read_text().strip() if note.is_file() else ''
+    noted = Path(text)
+    if '://' in text or (text and noted.is_dir()):
+        return text
     others = sorted(
         [*folder.glob('iter_*.pth'), *folder.glob('epoch_*.pth')], key=lambda path: -path.stat().st_mtime
     )
@@ -50,6 +59,8 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
                 print_log(f'Passed over: {error}')
             else:
                 return path
+    if text and not problems:
+        problems.append(f'{str(note)!r} names {text!r}, which is gone. To begin anew, remove the note')
     if problems:
         raise ConfigError(f'nothing to resume from in {str(folder)!r}: {problems[0]}')
     return None
@@ -74,6 +85,9 @@ class ExactResumeHook(Hook):
 
     priority = 'LOWEST'  # nothing draws between its seeding and the step
 
+    def __init__(self) -> None:
+        self._looked_at_content = False
+
     def before_train(self, runner: Runner) -> None:
         iterations = [int(n) for n in all_gather(torch.tensor(runner.iter))]
         if len(set(iterations)) > 1:
@@ -94,21 +108,35 @@ class ExactResumeHook(Hook):
                 'of an IterBasedTrainLoop with an InfiniteSampler only'
             )
             return
-        sampler.seed = runner.seed  # it was made before the checkpoint told the seed
+        # The seed of the data's order. mmengine draws one where the config has none, for a resumed run again.
+        if runner.iter:
+            sampler.seed = runner.message_hub.get_info(_SAMPLER_SEED, sampler.seed)
+        runner.message_hub.update_info(_SAMPLER_SEED, sampler.seed)
         # By this torch asks for the samples of a batch, instead of one after the other.
         loader.dataset.__getitems__ = _SeededDraws(loader.dataset, sampler, loader.batch_size, runner.iter)
 
     def before_train_epoch(self, runner: Runner) -> None:
         loop, val_loop = runner.train_loop, runner.val_loop
+        if not isinstance(loop, IterBasedTrainLoop) or val_loop is None:
+            return
+        loop._decide_current_val_interval()  # it may change on the way
         if (
-            isinstance(loop, IterBasedTrainLoop)
-            and val_loop is not None
-            and loop.iter > 0
+            loop.iter > 0
             and loop.iter >= loop.val_begin
             and (loop.iter % loop.val_interval == 0 or loop.iter == loop.max_iters)
         ):
             runner.logger.info(f'Validating at iteration {loop.iter}, as the interrupted run may not have')
             val_loop.run()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if self._looked_at_content:
+            return
+        self._looked_at_content = True
+        reason = what_is_no_data({key: checkpoint[key] for key in checkpoint.keys() - _LARGE})
+        if reason is not None:
+            runner.logger.warning(
+                f'Checkpoints of this run hold more than data, and --resume will refuse them: {reason}'
+            )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         torch.manual_seed(_seed_numpy_and_python(runner.seed, _STEPS, runner.iter, get_rank()))
@@ -119,7 +147,8 @@ class _SeededDraws:
 
     def __init__(self, dataset: Any, sampler: InfiniteSampler, batch_size: int, first_batch: int) -> None:
         self.dataset = dataset
-        self.sampler = sampler
+        # Not the sampler, which cannot be sent to workers that are spawned.
+        self.seed, self.rank, self.world_size = sampler.seed, sampler.rank, sampler.world_size
         self.batch_size = batch_size
         self.next_batch = first_batch
         self.is_in_worker = False
@@ -132,11 +161,9 @@ class _SeededDraws:
         samples = []
         for position, index in enumerate(indices):
             # All processes together draw one sequence, the sampler gives each every n-th.
-            draw = (
-                self.next_batch * self.batch_size + position
-            ) * self.sampler.world_size + self.sampler.rank
+            draw = (self.next_batch * self.batch_size + position) * self.world_size + self.rank
             # Without the GPUs' generators, which no augmentation uses and no worker may touch.
-            torch.default_generator.manual_seed(_seed_numpy_and_python(self.sampler.seed, _DRAWS, draw))
+            torch.default_generator.manual_seed(_seed_numpy_and_python(self.seed, _DRAWS, draw))
             samples.append(self.dataset[index])
         self.next_batch += 1 if worker is None else worker.num_workers
         return samples

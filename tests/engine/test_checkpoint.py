@@ -78,6 +78,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
         'empty.pth': b'',
         'text.pth': b'<html>404 not found</html>',
         'words.pth': b'hello world\n',
+        'word.pth': b'text',
         'pickle.pth': pickle.dumps([1, 2, 3])[:-2],
     }
     for name, data in damaged.items():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import same
+from mmengine.config import ConfigDict
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -110,14 +112,20 @@ class Numbers:
         return index, random.random(), np.random.rand(), torch.rand(()).item()
 
 
+class Hub(dict):
+    get_info, update_info = dict.get, dict.__setitem__
+
+
 def draws(rank, world_size, batch_size, workers, first, batches, seed=3) -> list[tuple]:
     """What one of ``world_size`` processes loads from batch ``first`` on."""
     dataset = Numbers()
-    sampler = InfiniteSampler(dataset, seed=0)
+    sampler = InfiniteSampler(dataset, seed=seed)
     sampler.rank, sampler.world_size = rank, world_size
     loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=list)
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
-    runner = SimpleNamespace(train_dataloader=loader, train_loop=loop, iter=first, seed=seed, hooks=[])
+    runner = SimpleNamespace(
+        train_dataloader=loader, train_loop=loop, iter=first, seed=seed, hooks=[], message_hub=Hub()
+    )
     ExactResumeHook().before_train(runner)
     sampler.skip(first * batch_size)
     iterator = iter(loader)
@@ -155,11 +163,48 @@ def test_other_loops_are_warned_of():
         said = []
         runner = SimpleNamespace(
             train_dataloader=loader, train_loop=loop.__new__(loop), iter=0, seed=1,
-            logger=SimpleNamespace(warning=said.append), hooks=[],
+            logger=SimpleNamespace(warning=said.append), hooks=[], message_hub=Hub(),
         )  # fmt: skip
         ExactResumeHook().before_train(runner)
         assert len(said) == 1
         assert 'InfiniteSampler' in said[0]
+
+
+def test_the_draws_can_be_sent_to_workers_that_are_spawned():
+    dataset = Numbers()
+    sampler = InfiniteSampler(dataset, seed=3)
+    next(iter(sampler))
+    load = resume._SeededDraws(dataset, sampler, 2, 0)
+    expected = load([0, 1])
+    load.next_batch = 0
+    assert pickle.loads(pickle.dumps(load))([0, 1]) == expected
+
+
+def test_content_that_could_not_be_resumed_is_told_at_the_first_save():
+    said = []
+    runner = SimpleNamespace(logger=SimpleNamespace(warning=said.append))
+    hook = ExactResumeHook()
+    meta = {'dataset_meta': ConfigDict(groups={'flat': [0, 1]})}
+    hook.before_save_checkpoint(runner, {'meta': meta, 'message_hub': {}, 'state_dict': {}})
+    assert said == []
+    for _ in range(2):
+        hook = hook if said else ExactResumeHook()
+        hook.before_save_checkpoint(runner, {'meta': meta, 'message_hub': Hub()})
+    assert len(said) == 1
+    assert 'more than data' in said[0] and 'Hub' in said[0]
+
+
+def test_the_interval_of_validations_that_changes_on_the_way():
+    validated = []
+    loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
+    loop._iter, loop._epoch, loop._max_iters, loop.val_begin = 150, 0, 400, 1
+    loop.val_interval, loop.dynamic_milestones, loop.dynamic_intervals = 400, [0, 100], [400, 50]
+    runner = SimpleNamespace(
+        train_loop=loop, logger=SimpleNamespace(info=lambda _: None),
+        val_loop=SimpleNamespace(run=lambda: validated.append(loop.iter)),
+    )  # fmt: skip
+    ExactResumeHook().before_train_epoch(runner)
+    assert validated == [150]
 
 
 def test_a_lone_checkpoint_is_warned_of():
@@ -170,7 +215,7 @@ def test_a_lone_checkpoint_is_warned_of():
         runner = SimpleNamespace(
             train_dataloader=DataLoader(dataset, 2, sampler=InfiniteSampler(dataset, seed=0)),
             train_loop=IterBasedTrainLoop.__new__(IterBasedTrainLoop), iter=0, seed=1,
-            logger=SimpleNamespace(warning=said.append), hooks=hooks[i:],
+            logger=SimpleNamespace(warning=said.append), hooks=hooks[i:], message_hub=Hub(),
         )  # fmt: skip
         ExactResumeHook().before_train(runner)
     assert len(said) == 2
@@ -200,10 +245,18 @@ def test_the_latest_checkpoint_is_the_one_noted(tmp_path):
     assert latest_checkpoint(tmp_path) == older
     note.unlink()
     assert latest_checkpoint(tmp_path) == older
+    note.write_text('s3://bucket/iter_8.pth')
+    assert latest_checkpoint(tmp_path) == 's3://bucket/iter_8.pth'
     elsewhere = tmp_path / 'elsewhere'
     elsewhere.mkdir()
     note.write_text(str(save(elsewhere / 'epoch_3.pth')))  # CheckpointHook's out_dir
     assert latest_checkpoint(tmp_path) == elsewhere / 'epoch_3.pth'
+
+
+def test_a_noted_checkpoint_that_is_gone_does_not_begin_a_training_anew(tmp_path):
+    (tmp_path / 'last_checkpoint').write_text('/another/disk/iter_8.pth')
+    with pytest.raises(ConfigError, match="'/another/disk/iter_8.pth', which is gone"):
+        latest_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_cut_short_is_passed_over_with_a_word(tmp_path, capsys):

@@ -1,9 +1,10 @@
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from mmengine.fileio import get_file_backend, put
+from mmengine.fileio import get_file_backend, put, put_text
 from mmengine.runner import save_checkpoint
 from test_tools import TRAIN, run, train
 
@@ -31,6 +32,35 @@ def test_it_keeps_to_the_umask(tmp_path):
     put(b'', str(tmp_path / 'file'))
     os.umask(before)
     assert (tmp_path / 'file').stat().st_mode & 0o777 == 0o640
+
+
+def test_links_permissions_and_devices_stay(tmp_path):
+    private, link, pipe = tmp_path / 'private', tmp_path / 'link', tmp_path / 'pipe'
+    private.write_bytes(b'old')
+    private.chmod(0o600)
+    link.symlink_to(private)
+    put(b'new', str(link))
+    assert link.is_symlink() and private.read_bytes() == b'new'
+    assert private.stat().st_mode & 0o777 == 0o600
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    put(b'through', str(pipe))
+    assert os.read(reader, 9) == b'through' and pipe.is_fifo()
+    os.close(reader)
+
+
+def test_several_may_write_one_image(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: put(bytes(1000), str(tmp_path / 'image.png')), range(200)))
+    assert os.listdir(tmp_path) == ['image.png']
+
+
+def test_texts_go_through_it(tmp_path, monkeypatch):
+    put_text('old', str(tmp_path / 'a.json'))
+    monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        put_text('new', str(tmp_path / 'a.json'))
+    assert (tmp_path / 'a.json').read_text() == 'old'
 
 
 @pytest.mark.parametrize('step', ['fsync', 'replace'])
