@@ -14,7 +14,7 @@ import torch
 from conftest import CONFIGS, ROOT, build
 from mmengine.config import Config
 
-from bdd_seg.engine import load_checkpoint, load_config
+from bdd_seg.engine import add_hooks, load_checkpoint, load_config
 from bdd_seg.errors import ConfigError
 
 TRAIN, TEST = ROOT / 'tools/train.py', ROOT / 'tools/test.py'
@@ -127,20 +127,12 @@ def test_test_time_augmentation_and_saved_predictions(trained, tiny_configs, tmp
 
 
 def test_two_processes_train_one_student(tiny_configs, tmp_path):
-    """The real tool under torchrun, without GPUs: mmengine's launcher takes a group that exists already."""
-    with_gloo = tmp_path / 'with_gloo.py'
-    with_gloo.write_text(
-        'import runpy, sys, torch\n'
-        "torch.distributed.init_process_group('gloo')\n"
-        'sys.argv = sys.argv[1:]\n'
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        'torch.distributed.destroy_process_group()\n'
-    )
+    """The real tool under torchrun, without GPUs."""
     # SyncBN has no CPU version
     batch_norm = [f'model.{part}.norm_cfg.type=BN' for part in ('backbone', 'decode_head', 'auxiliary_head')]
     run(
-        with_gloo, TRAIN, tiny_configs['distilled'], '--work-dir', tmp_path / 'run', '--launcher', 'pytorch',
-        '--cfg-options', *batch_norm, 'model_wrapper_cfg.device_ids=None', 'train_cfg.max_iters=2',
+        TRAIN, tiny_configs['distilled'], '--work-dir', tmp_path / 'run', '--launcher', 'pytorch',
+        '--cfg-options', *batch_norm, 'train_cfg.max_iters=2',
         launcher=['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'],
     )  # fmt: skip
     assert [record['step'] for record in logged(tmp_path / 'run')] == [1, 2]
@@ -275,3 +267,22 @@ def test_flags_are_mmsegs(monkeypatch, capsys, name):
     ours, theirs = (flags(monkeypatch, capsys, folder / name) for folder in (TRAIN.parent, MMSEG_TOOLS))
     assert len(theirs) >= 5
     assert ours == theirs
+
+
+def test_hooks_are_added_once_and_may_be_given_arguments_or_left_out():
+    cfg = Config({
+        'default_hooks': {'finite': {'max_skips': 2}, 'loss_state': None},
+        'custom_hooks': [{'type': 'mmseg.ExactResumeHook'}],
+    })  # fmt: skip
+    add_hooks(
+        cfg, {'finite': 'FiniteLossHook', 'loss_state': 'LossStateHook', 'exact_resume': 'ExactResumeHook'}
+    )
+    assert cfg.default_hooks == {'finite': {'type': 'FiniteLossHook', 'max_skips': 2}}
+
+
+def test_a_setting_that_forbids_weights_only_does_not_hinder(monkeypatch, tiny_configs, tmp_path):
+    """It is what people set for mmengine's own loader."""
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    (tmp_path / 'text.pth').write_text('text')
+    message = complaint(monkeypatch, TEST, tiny_configs['student'], tmp_path / 'text.pth')
+    assert 'torch cannot read it' in message

@@ -32,6 +32,7 @@ from bdd_seg.engine import (
     add_config_arguments,
     check_datasets,
     config_from,
+    join_processes,
     leaf_datasets,
     naming_the_cause,
     run_tool,
@@ -62,10 +63,9 @@ def main() -> None:
         raise ConfigError(f'--workers must be at least 0, not {args.workers}')
     init_default_scope('mmseg')
     MMLogger.get_instance('mmengine', log_level=logging.WARNING)
-    if args.launcher != 'none' and get_device() == 'cpu':
-        torch.distributed.init_process_group('gloo')  # mmengine's own insists on a GPU
-    elif args.launcher != 'none':
-        init_dist(args.launcher)
+    join_processes(cfg)
+    if args.launcher != 'none' and not torch.distributed.is_initialized():
+        init_dist(args.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
     check_datasets(cfg, 'train_dataloader')
     with naming_the_cause(cfg):
         images = Images(cfg)
@@ -75,9 +75,6 @@ def main() -> None:
     if manifest.strides.keys() != set(model.teacher.taps):  # of all its files, those that come now included
         model.teacher.build(model, manifest.strides)
     write_outputs(cache, manifest, model, images, args.workers)
-    if torch.distributed.is_initialized():
-        barrier()
-        torch.distributed.destroy_process_group()
 
 
 class Images(Dataset):

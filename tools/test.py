@@ -16,6 +16,7 @@ from bdd_seg.engine import (
     check_config,
     check_datasets,
     config_from,
+    join_processes,
     make_folder,
     naming_the_cause,
     run_tool,
@@ -42,6 +43,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = config_from(args)
+    join_processes(cfg)
     check_config(cfg, 'test')
     cfg.load_from = args.checkpoint
     if not os.path.exists(args.checkpoint) and '://' not in args.checkpoint:

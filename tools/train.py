@@ -17,6 +17,7 @@ from bdd_seg.engine import (
     check_config,
     check_datasets,
     config_from,
+    join_processes,
     latest_checkpoint,
     make_folder,
     naming_the_cause,
@@ -48,6 +49,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = config_from(args)
+    join_processes(cfg)
     check_config(cfg, 'train')
     cfg.resume = args.resume
     if args.resume and 'load_from' not in (args.cfg_options or {}):

@@ -4,6 +4,7 @@ from bdd_seg.engine.command_line import (
     add_config_arguments,
     add_hooks,
     config_from,
+    join_processes,
     make_folder,
     run_tool,
 )
@@ -35,6 +36,7 @@ __all__ = [
     'config_from',
     'describe_machine',
     'find_checkpoint',
+    'join_processes',
     'latest_checkpoint',
     'leaf_datasets',
     'load_checkpoint',

@@ -1,14 +1,18 @@
 """What the tools share: mmseg's flags, how they make a config, and how a tool ends."""
 
 import argparse
+import gc
 import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from torch import distributed
 
 from bdd_seg.engine.config import KNOWN_KEYS, load_config
 from bdd_seg.engine.explain import similar_to
@@ -99,6 +103,33 @@ def _set_option(cfg: Config, key: str, value: Any) -> None:
         raise ConfigError(f'--cfg-options {key}={value!r} does not fit into the config: {reason}') from error
 
 
+def join_processes(cfg: Config) -> None:
+    """Join the launcher's other processes over gloo where there is no GPU; mmengine's way insists on one.
+
+    ``env_cfg.dist_cfg.timeout``, in seconds, holds as it does with GPUs, where the Runner sees to all.
+
+    Raises:
+        ConfigError: torchrun is to restart processes in a way in which they do not find each other.
+    """
+    restarts = int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0))
+    if restarts and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':  # pytorch issue 135712
+        raise ConfigError(
+            f'--max-restarts={restarts}: restarted processes would look for those that died. Begin the line '
+            'with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, and use --standalone or --rdzv-backend=c10d'
+        )
+    if cfg.launcher != 'pytorch' or get_device() != 'cpu' or distributed.is_initialized():
+        return
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    distributed.init_process_group('gloo', timeout=None if timeout is None else timedelta(seconds=timeout))
+    cfg.model_wrapper_cfg = {  # the Runner's own, but for the devices
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }
+
+
 def add_hooks(cfg: Config, hooks: dict[str, str]) -> None:
     """Give a run the hooks that every one should have, but those that its config sets to None.
 
@@ -107,12 +138,17 @@ def add_hooks(cfg: Config, hooks: dict[str, str]) -> None:
         hooks: Name among the ``default_hooks`` → type.
     """
     cfg.default_hooks = cfg.get('default_hooks') or {}
-    given = {hook.get('type') for hook in cfg.get('custom_hooks') or []}
+    given = {_class_name(hook.get('type')) for hook in cfg.get('custom_hooks') or []}
     for name, kind in hooks.items():
         if cfg.default_hooks.setdefault(name, dict(type=kind)) is None or kind in given:
             del cfg.default_hooks[name]
         else:
             cfg.default_hooks[name].setdefault('type', kind)  # it may have arguments only
+
+
+def _class_name(kind: Any) -> str:
+    """Of a type as configs give it: a name, one with a scope such as ``mmseg.``, or the class."""
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def make_folder(path: str | Path, flag: str) -> None:
@@ -138,9 +174,15 @@ def make_folder(path: str | Path, flag: str) -> None:
 def run_tool(main: Callable[[], None], if_interrupted: str = 'interrupted') -> None:
     """Run a tool; what its user can mend ends it with one line, not with a traceback."""
     # For ways to torch.load that load_checkpoint does not cover, such as init_cfg's open-mmlab://NAME.
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch refuses to load with both
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     try:
         main()
+        if distributed.is_initialized():
+            # gloo's threads end with the group's last user, DDP, which is part of a cycle. One that frees a
+            # tensor while Python ends aborts the process, and torchrun takes the job for failed.
+            gc.collect()
+            distributed.destroy_process_group()
     except ConfigError as error:
         sys.exit(f'error: {error}')
     except pickle.UnpicklingError as error:

@@ -63,18 +63,10 @@ def test_both_configs_evaluate_alike(trained, config, tiny_configs, tmp_path):
 
 
 def test_two_processes_train_one_projection(config, tmp_path):
-    with_gloo = tmp_path / 'with_gloo.py'
-    with_gloo.write_text(
-        'import runpy, sys, torch\n'
-        "torch.distributed.init_process_group('gloo')\n"
-        'sys.argv = sys.argv[1:]\n'
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        'torch.distributed.destroy_process_group()\n'
-    )
     batch_norm = [f'model.{part}.norm_cfg.type=BN' for part in ('backbone', 'decode_head', 'auxiliary_head')]
     run(
-        with_gloo, TRAIN, config, '--work-dir', tmp_path / 'run', '--launcher', 'pytorch',
-        '--cfg-options', *batch_norm, 'model_wrapper_cfg.device_ids=None', 'train_cfg.max_iters=2',
+        TRAIN, config, '--work-dir', tmp_path / 'run', '--launcher', 'pytorch',
+        '--cfg-options', *batch_norm, 'train_cfg.max_iters=2',
         launcher=['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'],
     )  # fmt: skip
     assert [record['step'] for record in logged(tmp_path / 'run')] == [1, 2]
