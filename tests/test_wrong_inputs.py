@@ -322,7 +322,7 @@ CONFIGS = {
     ),
     'an empty file': ('', '', 'the config has no model'),
     'a misspelt first key': (
-        '_base_ = {student!r}\noptim_wraper = dict(optimizer=dict(lr=1))', '',
+        '_base_ = {student!r}\noptim_wraper = dict(optimizer=dict(lr=1))\noptim_wrapper = None', '',
         "nobody reads the config's optim_wraper. Did you mean optim_wrapper",
     ),
     'a misspelt hook of its own': (
@@ -470,10 +470,10 @@ FILES = {
         'val', None, fill(200), "val/.*' has labels 200; the classes are"
     ),
     'smaller label maps': (
-        'train', None, resize((48, 24)), r"TrainIds.png' has 24×48 .*8bit.png' 48×96. They"
+        'train', None, resize((48, 24)), r"TrainIds.png' has 24×48 .*8bit.png' 48×96 where they"
     ),
     'larger label maps': ('train', None, resize((192, 96)), r"TrainIds.png' has 96×192 .*8bit.png' 48×96"),
-    'label maps a column less wide': ('train', None, resize((95, 48)), r"TrainIds.png' has 48×95 .*' 48×96"),
+    'label maps a column less wide': ('train', None, resize((95, 48)), "TrainIds.png' has 48×95 .*' 48×96"),
     'smaller label maps of validation': ('val', None, resize((48, 24)), r"val/.*' has 24×48 .*' 48×96"),
     'label maps in colours': ('train', None, as_mode('RGB'), "labelTrainIds.png' has 3 channels, as colours"),
     'label maps of validation in colours': (
@@ -499,7 +499,7 @@ FILES = {
     'images in CMYK': ('train', as_mode('CMYK', format='JPEG'), None, TRAINS),
     'images of 3 by 3 pixels': ('train', crop(3, 3), crop(3, 3), TRAINS),
     'images of 1 pixel': (
-        'train', crop(1, 1), crop(1, 1), r"TrainIds.png' has 1 pixels, image .*8bit.png' 1×1"
+        'train', crop(1, 1), crop(1, 1), "TrainIds.png' has a single row or column of pixels"
     ),
     'empty images': (
         'train', lambda path: path.write_bytes(b''), None, "8bit.png' cannot be read: it is empty"

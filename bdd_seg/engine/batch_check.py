@@ -9,13 +9,16 @@ import cv2
 import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import Compose
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.datasets.transforms import LoadAnnotations as LoadSegMap
+from mmseg.datasets.transforms import RandomCrop
+from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import HOOKS
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor, nn
+from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from bdd_seg.engine.weights_check import unwrapped
@@ -29,48 +32,47 @@ _BROKEN_FILE = OSError, AssertionError, ValueError, SyntaxError, cv2.error, Imag
 class BatchCheckHook(Hook):
     """Looks at each image and label map as it is loaded, in training, validation and testing.
 
-    A label beyond the classes would end a training on a GPU with no word about where it comes from, and a
-    validation would leave it out in silence; as silently, mmseg trains on label maps of another size than
-    their images, and cuts those of 16 bits to 8. It is the data loader's processes that look; it takes them
-    0.4 ms for a crop of 512×1024.
+    A label beyond the classes would end a training on a GPU with no word about where it comes from, and
+    mmseg's IoUMetric would leave it out in silence; as silently, mmseg cuts label maps of 16 bits to 8. It
+    is the data loader's processes that look; it takes them 0.4 ms for a crop of 512×1024. Labels of heads
+    with losses of their own, and of other metrics, may mean something else and are left alone.
 
     Raises:
         ConfigError: When training starts: the data set has more classes than a head of the model. While
             images are loaded, with the file's name: one cannot be read; a label is beyond the classes; a
-            label map is not of its image's size, has several channels, or values that 8 bits cannot hold.
+            label map has several channels, or values that 8 bits cannot hold, or is of another size than its
+            image where training crops both, where the data pipeline ends, or where mmseg evaluates.
     """
 
     def before_train(self, runner: Runner) -> None:
         classes = _number_of_classes(runner.train_dataloader.dataset)
-        heads = dict(_heads(runner.model))
+        heads = {key: head for key, head in _heads(runner.model) if _takes_labels_as_they_are(head)}
         for key, head in heads.items():
-            if classes is not None and _takes_labels_as_they_are(head) and classes > _number_of_labels(head):
+            if classes is not None and classes > _number_of_labels(head):
                 raise ConfigError(
                     f'{key}.num_classes is {head.num_classes}, but the data set of train_dataloader has '
                     f'{classes} classes. Set {key}.num_classes={classes}, and so for the other heads'
                 )
-        numbers = [
-            _number_of_labels(head)
-            for key, head in heads.items()
-            if key.startswith('model.decode_head') or _takes_labels_as_they_are(head)
-        ]
-        first = next(iter(heads.values()), None)
-        _check_samples(
-            runner.train_dataloader,
-            None if first is None else _LabelCheck(min(numbers), first.ignore_index, as_large_as_image=True),
-        )
+        check = None
+        if heads:
+            number = min(map(_number_of_labels, heads.values()))
+            check = _LabelCheck(number, next(iter(heads.values())).ignore_index, as_large_as_image=True)
+        _check_samples(runner.train_dataloader, check)
 
     def before_val(self, runner: Runner) -> None:
-        _check_evaluated(runner.val_dataloader)
+        _check_evaluated(runner.val_dataloader, getattr(runner.val_loop, 'evaluator', None))
 
     def before_test(self, runner: Runner) -> None:
-        _check_evaluated(runner.test_dataloader)
+        _check_evaluated(runner.test_dataloader, getattr(runner.test_loop, 'evaluator', None))
 
 
-def _check_evaluated(loader: DataLoader) -> None:
+def _check_evaluated(loader: DataLoader, evaluator: Evaluator | None) -> None:
     classes = _number_of_classes(loader.dataset)
-    # The label maps keep the size they have on disk. 255 is what mmseg's IoUMetric ignores.
-    check = None if classes is None else _LabelCheck(max(classes, 2), 255, as_large_as_image=False)
+    metrics = getattr(evaluator, 'metrics', [])
+    ignored = {getattr(metric, 'ignore_index', 255) for metric in metrics}
+    check = None
+    if classes is not None and len(ignored) == 1 and all(isinstance(one, IoUMetric) for one in metrics):
+        check = _LabelCheck(max(classes, 2), ignored.pop(), as_large_as_image=False)
     _check_samples(loader, check)
 
 
@@ -103,12 +105,17 @@ def _check_loading(steps: list) -> None:
     for i, step in enumerate(steps):
         if isinstance(step, LoadImageFromFile | LoadAnnotations):
             steps[i] = _Loading(step)
+        elif isinstance(step, RandomCrop):
+            steps[i] = _Cropping(step)
         elif isinstance(step, Compose):
             _check_loading(step.transforms)
         else:  # what wraps others: FollowGeometry, TestTimeAug, mmcv's Compose and RandomChoice
             for name in ('pipeline', 'subroutines', 'transforms'):
-                inner = getattr(step, name, ())
-                _check_loading(inner if isinstance(inner, list) else [inner] if inner else [])
+                inner = getattr(step, name, [])
+                if isinstance(inner, tuple):  # in which none can be replaced
+                    inner = list(inner)
+                    setattr(step, name, inner)
+                _check_loading(inner if isinstance(inner, list) else [inner])
 
 
 class _Loading:
@@ -139,20 +146,42 @@ class _Loading:
         labels, size = results.get('gt_seg_map'), results.get('ori_shape')
         if labels is None or size is None:
             return
-        image = f'image {results.get("img_path")!r}'
         if labels.ndim > len(size):
             raise ConfigError(
                 f'label map {path!r} has {labels.shape[-1]} channels, as colours have. Give a PNG whose one '
                 'channel, or palette index, is the class'
             )
-        if tuple(labels.shape) != tuple(size):
-            raise ConfigError(
-                f'label map {path!r} has {_size_text(labels.shape)} pixels, {image} {_size_text(size)}. They '
-                'must be of one size'
-            )
+        if labels.ndim < len(size):  # mmseg squeezes them
+            raise ConfigError(f'label map {path!r} has a single row or column of pixels, too few for mmseg')
         if type(self.transform) is LoadSegMap and path is not None and path not in self._seen:
             self._seen.add(path)
             _check_bits(path)
+
+
+class _Cropping:
+    """A crop of images and label maps of one size: of a larger map it would take another place in silence."""
+
+    def __init__(self, transform: RandomCrop) -> None:
+        self.transform = transform
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        labels = results.get('gt_seg_map')
+        if labels is not None and labels.shape[:2] != results['img'].shape[:2]:
+            raise _sizes_differ(
+                results, labels.shape[:2], results['img'].shape[:2], ' where they are cropped'
+            )
+        return self.transform(results)
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+
+def _sizes_differ(paths: Any, labels: Any, image: Any, when: str) -> ConfigError:
+    return ConfigError(
+        f'label map {paths.get("seg_map_path")!r} has {_size_text(labels)} pixels, image '
+        f'{paths.get("img_path")!r} {_size_text(image)}{when}. Their files differ in size, or a transform '
+        'changes one of the two'
+    )
 
 
 def _reason(error: Exception, path: Any) -> str:
@@ -170,7 +199,7 @@ def _check_bits(path: str) -> None:
         with Image.open(path) as image:
             # The modes of 16 and 32 bits; most files are done with when their header is read.
             highest = np.asarray(image).max() if image.mode[0] in 'IF' else 0
-    except (OSError, UnidentifiedImageError):  # not in the file system, or read by another library
+    except (OSError, Image.DecompressionBombError):  # not in the file system, or read by another library
         return
     if highest > 255:
         raise ConfigError(
@@ -180,7 +209,14 @@ def _check_bits(path: str) -> None:
 
 
 class _LabelCheck:
-    """The last step of a data pipeline: labels must be classes, or ignored."""
+    """The last step of a data pipeline: labels must be classes, or ignored, and as many as pixels.
+
+    Args:
+        number: How many classes there are.
+        ignore_index: The label that is none.
+        as_large_as_image: Whether the image's size is the one that the pipeline makes, as training needs it,
+            or the one on disk, to which mmseg resizes what it predicts.
+    """
 
     def __init__(self, number: int, ignore_index: int, as_large_as_image: bool) -> None:
         self.number, self.ignore_index = number, ignore_index
@@ -189,16 +225,16 @@ class _LabelCheck:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         sample = results.get('data_samples')
         if sample is None:  # not packed yet: a part of what will be mixed into one image
-            self._check(results.get('gt_seg_map'), results, image=None)
+            self._check(results.get('gt_seg_map'), results, size=None)
             return results
-        several = isinstance(sample, list)  # one image at several scales and flips
-        for one in sample if several else [sample]:
+        for one in sample if isinstance(sample, list) else [sample]:  # one image at several scales and flips
             labels = one.get('gt_sem_seg')
-            image = results.get('inputs') if self.as_large_as_image and not several else None
-            self._check(None if labels is None else labels.data.numpy(), one, image)
+            made = getattr(results.get('inputs'), 'shape', None)
+            size = made if self.as_large_as_image else one.get('ori_shape')
+            self._check(None if labels is None else labels.data.numpy(), one, size)
         return results
 
-    def _check(self, labels: np.ndarray | None, paths: Any, image: Tensor | None) -> None:
+    def _check(self, labels: np.ndarray | None, paths: Any, size: Any) -> None:
         if labels is None or labels.dtype.kind not in 'biu':
             return
         # Seen as unsigned, negative numbers are large ones. One pass less, and twice as fast as in torch.
@@ -211,12 +247,9 @@ class _LabelCheck:
                 f'label map {paths.get("seg_map_path")!r} has labels {listed}; the classes are 0 to '
                 f'{self.number - 1}, and {self.ignore_index} is ignored'
             )
-        if image is not None and image.shape[-2:] != labels.shape[-2:]:
-            raise ConfigError(
-                f'the data pipeline makes {_size_text(image.shape[-2:])} pixels of image '
-                f'{paths.get("img_path")!r}, and {_size_text(labels.shape[-2:])} of its label map: a '
-                'transform forgets the labels'
-            )
+        if size is not None and tuple(size[-2:]) != labels.shape[-2:]:
+            when = ' when the data pipeline is done' if self.as_large_as_image else ''
+            raise _sizes_differ(paths, labels.shape[-2:], size[-2:], when)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.number}, {self.ignore_index})'
@@ -236,7 +269,8 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, BaseDecodeHead]]:
 
 def _takes_labels_as_they_are(head: BaseDecodeHead) -> bool:
     """Heads with a loss function of their own may learn something else from them, such as edges."""
-    return type(head).loss_by_feat is BaseDecodeHead.loss_by_feat
+    classifies = hasattr(head, 'ignore_index') and hasattr(head, 'num_classes')  # not so heads for depth
+    return classifies and type(head).loss_by_feat is BaseDecodeHead.loss_by_feat
 
 
 def _number_of_labels(head: BaseDecodeHead) -> int:
@@ -249,4 +283,4 @@ def _number_of_classes(dataset: Dataset) -> int | None:
 
 
 def _size_text(shape: Any) -> str:
-    return '×'.join(map(str, shape)) or '1'
+    return '×'.join(map(str, shape))

@@ -1,15 +1,18 @@
 """Config files, mmseg's own included."""
 
 import inspect
+import logging
 import os
 import traceback
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import mmseg
 from mmengine.config import Config
 from mmengine.fileio import exists
+from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, OPTIMIZERS
@@ -91,15 +94,19 @@ def _import_problem(error: ImportError) -> str:
         return str(error)
     module, original = str(cause).removeprefix(prefix), cause.__context__
     if isinstance(original, ModuleNotFoundError) and f'{module}.'.startswith(f'{original.name}.'):
+        top = module.partition('.')[0]
+        local = original.name != top or os.path.exists(top) or os.path.exists(f'{top}.py')
         return (
             f'custom_imports names {module!r}, which is not found. If it is in the folder you run in, begin '
-            'the line with PYTHONPATH=.'
+            'the line with PYTHONPATH=.' + ('' if local else ' Else pip install its package')
         )
     return f'custom_imports: {module!r} cannot be imported: {type(original).__name__}: {original}'
 
 
 def check_config(cfg: Config, mode: str) -> None:
     """See before anything is built that a config has what is needed, and nothing that nobody reads.
+
+    A name like that of a key which is there, too, may be the user's own, and is warned of.
 
     Args:
         cfg: The whole config.
@@ -110,12 +117,13 @@ def check_config(cfg: Config, mode: str) -> None:
     """
     for key, value in cfg.items():
         if key not in KNOWN_KEYS and isinstance(value, dict | list):
-            similar = similar_to(key, KNOWN_KEYS, cutoff=0.9)
+            similar = get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.9)
             if similar:
-                raise ConfigError(
-                    f"nobody reads the config's {key}.{similar} If it is a name of your own, take another, "
-                    f'or pass --cfg-options {key}=None'
-                )
+                problem = f"nobody reads the config's {key}. Did you mean {similar[0]}?"
+                if cfg.get(similar[0]) is None:
+                    advice = f'If it is a name of your own, take another, or pass --cfg-options {key}=None'
+                    raise ConfigError(f'{problem} {advice}')
+                print_log(problem, 'current', logging.WARNING)
     for key in ('model', *_MODES[mode]):
         if cfg.get(key) is None:
             hint = similar_to(key, {*cfg} - KNOWN_KEYS)
@@ -137,6 +145,8 @@ def check_config(cfg: Config, mode: str) -> None:
     _check_dict(cfg.get('train_cfg'), 'train_cfg')
     for key in ('max_iters', 'max_epochs', 'val_interval'):
         value = (cfg.get('train_cfg') or {}).get(key, 1)
+        if key == 'val_interval' and value == float('inf'):  # no validation before the end
+            continue
         if not isinstance(value, int | float) or value < 1 or value % 1:  # 8e4 is a float
             raise ConfigError(f'train_cfg.{key} must be a whole number from 1 on, got {value!r}')
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')

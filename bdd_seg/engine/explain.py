@@ -14,7 +14,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import Registry, build_from_cfg
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from bdd_seg.errors import ConfigError
 
@@ -45,6 +45,10 @@ _UNEXPECTED = re.compile(r"(?:(\w+)\.)?\w+\(\) got an unexpected keyword argumen
 _MISSING = re.compile(r"\(\) missing \d+ required (?:keyword-only|positional) arguments?: ('.*)")
 
 _HINTS = {
+    'SyncBatchNorm layers only work with GPU modules': 'On several CPU processes set norm_cfg.type=BN in '
+    'model.backbone, model.decode_head and model.auxiliary_head',
+    'caused by a remote worker': 'Another process of the job has died: look further up, or at what its '
+    'machine printed',
     # Of 1×1 pixels, to which PSPNet pools, a batch of one image has one.
     'Expected more than 1 value per channel': 'Raise train_dataloader.batch_size, or set '
     'train_dataloader.drop_last=True if it is the last batch that has a single image',
@@ -115,9 +119,19 @@ def _usual_problem(error: Exception, frames: list[FrameType], cfg: Mapping[str, 
     missing = _MISSING.search(str(error)) if isinstance(error, TypeError) else None
     if missing is not None and builder is frames[-1]:
         return f'{where} lacks {missing[1]}'
-    if isinstance(error, ValueError | AssertionError | OSError | ImportError):
+    complaint = isinstance(error, ValueError | AssertionError | OSError | ImportError)
+    if complaint and (builder is frames[-1] or _refuses(kind, frames[-1], error)):
         return f'{where}: {_reason(error)}'
     return None
+
+
+def _refuses(kind: Any, frame: FrameType, error: Exception) -> bool:
+    """Whether it is the class itself that refuses its settings. What fails further down may be a bug."""
+    owner = frame.f_locals.get('self')  # a DataLoader leaves some of its settings to a BatchSampler
+    itself = inspect.isclass(kind) and isinstance(owner, kind | BatchSampler)
+    ours = str(frame.f_globals.get('__name__')).startswith('bdd_seg.')  # functions that several classes use
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ''
+    return (itself or ours) and re.match(r'(raise|assert)\b', line) is not None
 
 
 def _place(frames: list[FrameType], cfg: Mapping[str, Any]) -> str:
@@ -152,9 +166,17 @@ def _key_of(settings: Mapping[str, Any], cfg: Mapping[str, Any], frames: list[Fr
     used = [key for key in inspect.signature(Runner).parameters if key in cfg]
     used.sort(key=lambda key: not key.startswith(mode))
     places = [place for key in used for place in _walk(cfg[key], key)]
-    same = [key for key, value in places if value == settings]
+    same = [key for key, value in places if value is settings]
+    same = same or [key for key, value in places if _equal(value, settings)]
     alike = [key for key, value in places if 'type' in settings and value.get('type') == settings['type']]
     return same[0] if same else alike[0] if len(alike) == 1 else None
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    try:
+        return one == other
+    except (ValueError, RuntimeError):  # of arrays and tensors there is no telling
+        return False
 
 
 def _walk(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -15,6 +15,8 @@ from bdd_seg.errors import ConfigError
 AUXILIARY = 'auxiliary_head'
 """Serves a network's own training only: what infers needs no weights for it, and may be given some."""
 
+_NO_TENSOR = '_extra_state'  # torch's suffix for what modules save besides their weights
+
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], without: str | None = AUXILIARY) -> str:
     """Load weights into a network, and tell what does not fit.
@@ -32,7 +34,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], without: str |
     misshapen = {
         key: f'{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}'
         for key in sorted(own.keys() & weights.keys())
-        if weights[key].shape != own[key].shape
+        if not key.endswith(_NO_TENSOR) and weights[key].shape != own[key].shape
     }
     # Asks the modules themselves, some of which know older names of their weights.
     missing, unexpected = model.load_state_dict(
@@ -70,9 +72,10 @@ class CheckpointFitsHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         weights = checkpoint.get('state_dict', checkpoint)
-        where = f'checkpoint {runner._load_from!r}'
+        where = f'checkpoint {runner._load_from!r}' if runner._load_from else 'the checkpoint'
         if not isinstance(weights, Mapping) or not all(
-            isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+            isinstance(key, str) and (isinstance(value, Tensor) or key.endswith(_NO_TENSOR))
+            for key, value in weights.items()
         ):
             raise ConfigError(f'{where} holds no dict of named tensors')
         model = unwrapped(runner.model)
@@ -81,9 +84,9 @@ class CheckpointFitsHook(Hook):
         if testing or runner._resume:
             advice = 'Use the config that it was trained with'
         else:
-            own = model.state_dict()
-            shapes = {key.removeprefix('module.'): value.shape for key, value in weights.items()}
-            if any(shapes.get(key) == value.shape for key, value in own.items() if value.dim() > 0):
+            weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+            own = {key: value for key, value in model.state_dict().items() if not key.endswith(_NO_TENSOR)}
+            if any(key in weights and weights[key].shape == own[key].shape for key in own if own[key].dim()):
                 return  # more than the counters of BatchNorm, which all networks have
             advice = 'None of its weights could be used'
         if problem:

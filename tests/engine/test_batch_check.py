@@ -7,8 +7,10 @@ import pytest
 import torch
 from conftest import build
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmseg.evaluation import DepthMetric, IoUMetric
 from mmseg.models.decode_heads import FCNHead
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from PIL import Image
 from torch import nn
 
@@ -49,6 +51,15 @@ def loader(root, steps=PACKED, **wrapper):
         wrapper['dataset'] = settings
     dataset = DATASETS.build(wrapper or settings)
     return torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=list)
+
+
+def evaluate_on(loader, *metrics, which='val') -> list:
+    metrics = metrics or (IoUMetric(),)
+    loop = SimpleNamespace(evaluator=Evaluator([*metrics]))
+    getattr(BatchCheckHook(), f'before_{which}')(
+        SimpleNamespace(**{f'{which}_dataloader': loader, f'{which}_loop': loop})
+    )
+    return [sample for (sample,) in loader]
 
 
 def train_on(loader, model) -> list:
@@ -147,12 +158,31 @@ def test_a_transform_that_forgets_the_labels(scenes, student):
 
     pipeline = [*PACKED[:2], Shrink(), PACKED[2]]
     with pytest.raises(
-        ConfigError, match=r"makes 24×48 pixels of image .*8bit.png', and 48×96 of its label map"
+        ConfigError,
+        match="TrainIds.png' has 48×96 pixels, image .*8bit.png' 24×48 when .* Their files differ in size",
     ):
         train_on(loader(scenes, pipeline), student)
-    validation = loader(scenes, pipeline)  # there labels keep their size
-    BatchCheckHook().before_val(SimpleNamespace(val_dataloader=validation))
-    assert len(list(validation)) == 8
+    assert len(evaluate_on(loader(scenes, pipeline))) == 8  # there labels keep their size
+
+
+def test_label_maps_of_another_size_may_be_made_as_large_as_the_images(scenes, student, tmp_path):
+    root = shutil.copytree(scenes, tmp_path / 'data')
+    for path in root.glob('gtFine/train/*/*_labelTrainIds.png'):
+        image = Image.open(path)
+        image.resize((48, 24), Image.Resampling.NEAREST).save(path)
+    resize = {'type': 'Resize', 'scale': (64, 32)}
+    samples = train_on(loader(root, [*PACKED[:2], resize, PACKED[2]]), student)
+    assert {sample['data_samples'].gt_sem_seg.shape for sample in samples} == {(32, 64)}
+    expected = "label map .*Ids.png' has 24×48 pixels, image .*8bit.png' 48×96"
+    with pytest.raises(ConfigError, match=f'{expected} when'):
+        train_on(loader(root), student)
+    crop = {'type': 'RandomCrop', 'crop_size': (16, 16)}  # of both something of this size, from other places
+    with pytest.raises(ConfigError, match=f'{expected} where they are cropped'):
+        train_on(loader(root, [*PACKED[:2], crop, PACKED[2]]), student)
+    assert len(train_on(loader(root, [*PACKED[:2], resize, crop, PACKED[2]]), student)) == 8
+    validation = loader(root, [PACKED[0], resize, *PACKED[1:]])
+    with pytest.raises(ConfigError, match=rf'{expected}\. '):  # the metric would end with an IndexError
+        evaluate_on(validation)
 
 
 class EdgeHead(FCNHead):
@@ -182,6 +212,20 @@ def test_heads_for_fewer_classes_than_the_data_set_has(scenes, tiny_configs, par
             train_on(loader(scenes), model)
 
 
+def test_heads_that_have_no_labels(data, student, monkeypatch):
+    """As mmseg's ``VPDDepthHead``, which is a ``BaseDecodeHead`` without an ``ignore_index``."""
+    monkeypatch.setattr(student, 'auxiliary_head', None)
+    monkeypatch.delattr(student.decode_head, 'ignore_index')
+    assert len(train_on(loader(data), student)) == 8
+
+
+def test_labels_of_a_loss_of_its_own_are_left_alone(data, tiny_configs):
+    config = Config.fromfile(tiny_configs['student'])
+    config.model.decode_head = {**config.model.auxiliary_head, 'type': EdgeHead, 'num_classes': 2}
+    config.model.auxiliary_head = None
+    assert len(train_on(loader(data), build(config))) == 8
+
+
 def test_several_auxiliary_heads_and_wrapped_models(scenes, tiny_configs):
     config = Config.fromfile(tiny_configs['student'])
     head = config.model.auxiliary_head
@@ -197,19 +241,48 @@ def test_models_without_such_heads_are_left_alone(data):
 
 def test_evaluation_knows_the_classes_of_the_data_set(data):
     for which in ('val', 'test'):
-        checked = loader(data)
-        getattr(BatchCheckHook(), f'before_{which}')(SimpleNamespace(**{f'{which}_dataloader': checked}))
         with pytest.raises(ConfigError, match="000002_gtFine_labelTrainIds.png' has labels 19"):
-            list(checked)
+            evaluate_on(loader(data), which=which)
+
+
+def test_evaluation_ignores_what_its_metric_does(data):
+    with pytest.raises(ConfigError, match='has labels 255; the classes are 0 to 18, and 19 is ignored'):
+        evaluate_on(loader(data), IoUMetric(ignore_index=19))
+    assert len(evaluate_on(loader(data), IoUMetric(), DepthMetric())) == 8  # may read the labels otherwise
+
+
+class Wrapping:
+    """A transform of a user's own, which has something else under the name that others have steps."""
+
+    def __init__(self, transforms):
+        self.transforms = transforms
+
+    def __call__(self, results):
+        for step in self.transforms:
+            results = step(results) if callable(step) else results
+        return results
+
+
+def test_steps_in_a_tuple_and_what_are_no_steps(data):
+    steps = tuple(TRANSFORMS.build(step) for step in PACKED)
+    (image,) = data.glob('leftImg8bit/train/*/*000001_leftImg8bit.png')
+    image.write_bytes(b'')
+    with pytest.raises(ConfigError, match="000001_leftImg8bit.png' cannot be read: it is empty"):
+        evaluate_on(loader(data, [Wrapping(np.eye(3)), Wrapping(steps)]))
+
+
+def test_a_label_map_too_large_for_pillow_is_for_others_to_judge(scenes, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 9)
+    annotations = {**PACKED[1], 'imdecode_backend': 'cv2'}
+    assert len(evaluate_on(loader(scenes, [PACKED[0], annotations, PACKED[2]]))) == 8
 
 
 def test_a_bug_of_a_transform_that_loads_keeps_its_traceback(data, capsys):
     checked = loader(data)
     (step,) = [s for s in checked.dataset.pipeline.transforms if type(s).__name__ == 'LoadAnnotations']
     step._load_seg_map = lambda results: {}['bug']
-    BatchCheckHook().before_val(SimpleNamespace(val_dataloader=checked))
     with pytest.raises(
         ConfigError, match="Ids.png' cannot be read: is it whole, and an image.*KeyError: 'bug'"
     ):
-        next(iter(checked))
+        evaluate_on(checked)
     assert "lambda results: {}['bug']" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 import pickle
+import re
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
@@ -90,6 +92,43 @@ def test_what_may_be_a_bug_keeps_its_traceback(capsys):
     said = explain({'model': settings}, settings)
     assert said == "model (Exact): AttributeError: 'int' object has no attribute 'nothing_like_it'"
     assert 'size.nothing_like_it()' in capsys.readouterr().err
+
+
+@THINGS.register_module()
+class Careless:
+    def __init__(self, size: str) -> None:
+        size = refused(int(size))
+
+
+def refused(size: int) -> int:
+    raise ValueError('of no use')
+
+
+@pytest.mark.parametrize(
+    'size, reason, line',
+    [
+        ('x', "ValueError: invalid literal.*'x'", 'refused(int(size))'),
+        ('3', 'ValueError: of no use', 'raise'),
+    ],
+)
+def test_what_a_class_did_not_refuse_itself_may_be_a_bug(capsys, size, reason, line):
+    settings = {'type': 'Careless', 'size': size}
+    assert re.match(rf'model \(Careless\): {reason}', explain({'model': settings}, settings))
+    assert line in capsys.readouterr().err
+
+
+def test_settings_may_hold_arrays():
+    first, second = ({'type': 'Thing', 'size': -1, 'mean': np.zeros(3)} for _ in range(2))
+    with (
+        pytest.raises(ConfigError, match=r'^Thing: size must not'),
+        naming_the_cause({'model': [first, second]}),
+    ):
+        THINGS.build({**first, 'mean': np.zeros(3)})
+    with (
+        pytest.raises(ConfigError, match=r'^model.1 \(Thing\)'),
+        naming_the_cause({'model': [first, second]}),
+    ):
+        THINGS.build(second)
 
 
 def test_the_module_that_ran_is_named(capsys):

@@ -22,13 +22,13 @@ def weights(tiny_configs):
     return build(tiny_configs['student']).state_dict()
 
 
-def load(model, weights, mode='test', **content) -> None:
+def load(model, weights, mode='test', load_from='some.pth') -> None:
     trains = mode != 'test'
     optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1)) if trains else {}
     runner = SimpleNamespace(
-        model=model, optim_wrapper=optim_wrapper, _resume=mode == 'resume', _load_from='some.pth'
+        model=model, optim_wrapper=optim_wrapper, _resume=mode == 'resume', _load_from=load_from
     )
-    CheckpointFitsHook().after_load_checkpoint(runner, {'state_dict': weights, **content})
+    CheckpointFitsHook().after_load_checkpoint(runner, {'state_dict': weights})
 
 
 def without(weights, *parts) -> dict:
@@ -88,3 +88,19 @@ def test_a_training_may_begin_with_a_part(model, weights):
 def test_what_are_no_weights(model, weights, mode):
     with pytest.raises(ConfigError, match="checkpoint 'some.pth' holds no dict of named tensors"):
         load(model, weights, mode)
+
+
+def test_a_checkpoint_without_a_name(model):
+    with pytest.raises(ConfigError, match='^the checkpoint does not fit'):
+        load(model, {}, 'resume', load_from=None)
+
+
+@pytest.mark.parametrize('mode', ['test', 'load_from', 'resume'])
+def test_what_modules_save_besides_their_weights(model, weights, mode, monkeypatch):
+    monkeypatch.setattr(type(model.decode_head), 'get_extra_state', lambda self: {'a': 1}, raising=False)
+    seen = []
+    monkeypatch.setattr(
+        type(model.decode_head), 'set_extra_state', lambda self, state: seen.append(state), raising=False
+    )
+    load(model, {**weights, 'decode_head._extra_state': {'a': 2}}, mode)
+    assert seen == [{'a': 2}]
