@@ -24,7 +24,7 @@ from bdd_seg.distillers.teacher import Teacher
 from bdd_seg.engine.checkpoint import find_checkpoint, load_checkpoint
 from bdd_seg.engine.config import load_config
 from bdd_seg.engine.explain import naming_the_cause
-from bdd_seg.engine.weights_check import AUXILIARY, load_weights
+from bdd_seg.engine.weights_check import AUXILIARY, load_weights, weights_of
 from bdd_seg.errors import ConfigError
 
 _PRECISIONS = {None: None, 'bf16': torch.bfloat16}
@@ -305,14 +305,8 @@ def _load_weights(model: BaseSegmentor, checkpoint: str | Path, teacher: str) ->
         content = load_checkpoint(checkpoint)
     except ConfigError as error:
         raise ConfigError(f'teacher ({teacher}): {error}') from error
-    weights = content.get('state_dict', content)
-    if not isinstance(weights, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
-    ):
-        raise ConfigError(
-            f'teacher ({teacher}): checkpoint {str(checkpoint)!r} holds no dict of named tensors'
-        )
-    problem = load_weights(model, weights)
+    where = f'teacher ({teacher}): checkpoint {str(checkpoint)!r}'
+    problem = load_weights(model, weights_of(content, where))
     if problem:
         raise ConfigError(
             f'checkpoint {str(checkpoint)!r} does not fit the teacher ({teacher}): {problem}. '

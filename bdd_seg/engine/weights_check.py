@@ -18,6 +18,21 @@ AUXILIARY = 'auxiliary_head'
 _NO_TENSOR = '_extra_state'  # torch's suffix for what modules save besides their weights
 
 
+def weights_of(checkpoint: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The ``state_dict`` in a checkpoint, or which it is.
+
+    Raises:
+        ConfigError: It is no dict of named tensors. The message begins with ``where``.
+    """
+    weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(key, str) and (isinstance(value, Tensor) or key.endswith(_NO_TENSOR))
+        for key, value in weights.items()
+    ):
+        raise ConfigError(f'{where} holds no dict of named tensors')
+    return weights
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], without: str | None = AUXILIARY) -> str:
     """Load weights into a network, and tell what does not fit.
 
@@ -71,13 +86,8 @@ class CheckpointFitsHook(Hook):
     priority = 'LOWEST'  # after EMAHook, which says which of the checkpoint's weights are loaded
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        weights = checkpoint.get('state_dict', checkpoint)
         where = f'checkpoint {runner._load_from!r}' if runner._load_from else 'the checkpoint'
-        if not isinstance(weights, Mapping) or not all(
-            isinstance(key, str) and (isinstance(value, Tensor) or key.endswith(_NO_TENSOR))
-            for key, value in weights.items()
-        ):
-            raise ConfigError(f'{where} holds no dict of named tensors')
+        weights = weights_of(checkpoint, where)
         model = unwrapped(runner.model)
         testing = not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict)
         problem = load_weights(model, weights, AUXILIARY if testing else None)
