@@ -27,7 +27,7 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest --cov --cov-report=term --numprocesses auto --dist loadfile
 
 stress: $(VENV)/.installed
 	HYPOTHESIS_PROFILE=stress $(BIN)/pytest -v tests/stress tests/losses/test_properties.py

@@ -14,6 +14,6 @@ setup(
     extras_require={
         'mmseg': ['onedl-mmcv==2.3.6', 'onedl-mmengine==0.10.12', 'onedl-mmsegmentation==1.4.2'],
         'study': ['pydantic'],
-        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'ruff'],
+        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff'],
     },
 )

@@ -17,6 +17,9 @@ from mmseg.structures import SegDataSample
 import bdd_seg  # noqa: F401  registers the models
 from bdd_seg.datasets.street_scenes import write_dataset
 
+# Of the tools that tests start, too: with tiny networks threads only get into each other's way.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'
 NAMES = {
