@@ -51,12 +51,11 @@ def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, 
     try:
         checkpoint = _read(path, map_location)
     except pickle.UnpicklingError as error:
-        lines = str(error).strip().splitlines()
-        refused = [line.strip() for line in lines if 'Unsupported global' in line or 'GLOBAL' in line]
-        if not refused:  # torch says at length that it might be read without weights_only
+        refused = what_was_refused(error)
+        if refused is None:  # torch says at length that it might be read without weights_only
             raise ConfigError(_damaged(source, path, 'torch cannot read it')) from error
         raise ConfigError(
-            f'checkpoint {source!r} holds more than weights and is refused ({refused[0]}). If you trust it, '
+            f'checkpoint {source!r} holds more than weights and is refused ({refused}). If you trust it, '
             "convert it once: torch.save(torch.load(OLD, weights_only=False)['state_dict'], NEW)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
@@ -79,8 +78,14 @@ def what_is_no_data(content: Any) -> str | None:
     try:
         _read(buffer, 'cpu')
     except pickle.UnpicklingError as error:
-        return next((line.strip() for line in str(error).splitlines() if 'GLOBAL' in line), str(error))
+        return what_was_refused(error) or str(error)
     return None
+
+
+def what_was_refused(error: pickle.UnpicklingError) -> str | None:
+    """The line of torch's message that names what is no data, None if it is about something else."""
+    lines = str(error).splitlines()
+    return next((line.strip() for line in lines if 'Unsupported global' in line or 'GLOBAL' in line), None)
 
 
 def _read(file: Path | BinaryIO, map_location: Any) -> Any:

@@ -14,6 +14,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from torch import distributed
 
+from bdd_seg.engine.checkpoint import what_was_refused
 from bdd_seg.engine.config import KNOWN_KEYS, load_config
 from bdd_seg.engine.explain import similar_to
 from bdd_seg.errors import ConfigError
@@ -186,8 +187,7 @@ def run_tool(main: Callable[[], None], if_interrupted: str = 'interrupted') -> N
     except ConfigError as error:
         sys.exit(f'error: {error}')
     except pickle.UnpicklingError as error:
-        lines = str(error).splitlines()
-        reason = next((line for line in lines if 'GLOBAL' in line), lines[0] if lines else 'unreadable')
+        reason = what_was_refused(error) or 'torch cannot read it'
         sys.exit(f'error: the checkpoint loaded last holds more than weights and is refused ({reason})')
     except KeyboardInterrupt:
         sys.exit(if_interrupted)

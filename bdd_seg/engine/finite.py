@@ -12,7 +12,6 @@ import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank
 from mmengine.fileio import put
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bdd_seg.engine.checkpoint import load_checkpoint
+from bdd_seg.engine.weights_check import unwrapped
 from bdd_seg.errors import ConfigError
 
 _COUNT = 'nonfinite_steps_skipped'  # in the message hub, which checkpoints keep
@@ -69,7 +69,7 @@ class FiniteLossHook(Hook):
         self._nothing_to_apply = False  # all iterations since the last step were left out
 
     def before_train(self, runner: Runner) -> None:
-        model = _model(runner)
+        model = unwrapped(runner.model)
         self._handles = [model.register_forward_hook(partial(self._after_forward, runner), with_kwargs=True)]
         if self.max_skips:
             if not isinstance(runner.optim_wrapper, OptimWrapper):
@@ -80,7 +80,7 @@ class FiniteLossHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._batch = data_batch
         if self.max_skips:
-            self._buffers = [buffer.clone() for buffer in _model(runner).buffers()]
+            self._buffers = [buffer.clone() for buffer in unwrapped(runner.model).buffers()]
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
@@ -176,10 +176,6 @@ class FiniteLossHook(Hook):
             optimizer.zero_grad(set_to_none=True)
 
 
-def _model(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
 @torch.no_grad()
 def _terms(losses: Mapping[str, Any]) -> dict[str, Tensor]:
     """The terms of the total loss, scalars as mmengine's ``parse_losses`` makes them."""
@@ -214,7 +210,7 @@ def _image_paths(batch: Any) -> list[str]:
 
 
 def _weights_are_finite(runner: Runner) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in _model(runner).parameters())
+    return all(bool(parameter.isfinite().all()) for parameter in unwrapped(runner.model).parameters())
 
 
 def _way_out(runner: Runner) -> str:
@@ -246,7 +242,7 @@ def _last_good_checkpoint(runner: Runner) -> str | None:
         path for folder in folders for kind in ('iter', 'epoch') for path in folder.glob(f'{kind}_*.pth')
     ]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    names = [name for name, _ in _model(runner).named_parameters()]
+    names = [name for name, _ in unwrapped(runner.model).named_parameters()]
     for path in dict.fromkeys([Path(noted), *others]):
         try:
             state = load_checkpoint(path).get('state_dict', {})

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmseg.registry import HOOKS
 
+from bdd_seg.engine.weights_check import unwrapped
 from bdd_seg.errors import ConfigError
 
 _KEY = 'distill_losses'
@@ -112,5 +112,4 @@ class LossScheduleHook(Hook):
 
 def _distill_losses(runner: Runner) -> Sequence[Any]:
     """The losses of the run's ``SegDistiller``, none where the model is another."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return getattr(model, 'distill_losses', ())
+    return getattr(unwrapped(runner.model), 'distill_losses', ())
