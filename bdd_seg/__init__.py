@@ -1,10 +1,16 @@
-"""Balance divergence distillation for mmseg. Importing it registers its models, data sets and losses."""
+"""Balance divergence distillation for mmseg. Importing it registers models, data sets, losses and hooks."""
 
-from bdd_seg.environment import check_environment
+from bdd_seg.runtime.upstream.installation import check_installation
 
-check_environment()
+check_installation()
 
-from bdd_seg import datasets, distillers, engine, losses  # noqa: E402
+from bdd_seg.runtime import upstream  # noqa: E402
 
-__all__ = ['datasets', 'distillers', 'engine', 'losses']
+upstream.apply()
+
+from bdd_seg import datasets, distill, losses, teachers  # noqa: E402
+from bdd_seg.runtime import guards  # noqa: E402
+from bdd_seg.study import metrics  # noqa: E402
+
+__all__ = ['datasets', 'distill', 'guards', 'losses', 'metrics', 'teachers']
 __version__ = '0.1.0'

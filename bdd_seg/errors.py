@@ -1,9 +1,21 @@
-class ConfigError(ValueError):
-    """Something the user gave cannot work. The message says what, where, and what to do about it.
+"""The one exception that the tools print as a line, and the hint "Did you mean …?"."""
 
-    The tools print it as one line; anything else that goes wrong keeps its traceback.
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """An input of the user cannot work: the message says what, where, and what to do about it.
+
+    The tools print it as one line. Any other exception keeps its traceback.
     """
 
     def __str__(self) -> str:
-        # From a data loader's process it arrives with that process's traceback before it.
+        # A data loader's process puts its own traceback in front of the message.
         return super().__str__().rpartition('ConfigError: ')[2].rstrip()
+
+
+def similar_to(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return `` Did you mean A or B?`` for the names most like ``name``, or an empty string."""
+    similar = get_close_matches(name, sorted(names), n=3, cutoff=cutoff)
+    return f' Did you mean {" or ".join(similar)}?' if similar else ''

@@ -3,10 +3,10 @@
 import runpy
 
 import pytest
-from conftest import CONFIGS, ROOT
+from helpers import CONFIGS, ROOT
 from mmseg.registry import MODELS
 
-from bdd_seg.engine import load_config
+from bdd_seg.runtime.upstream.configs import load_config
 
 PLAIN = sorted(path.name for path in (CONFIGS / 'pspnet').glob('*.py'))
 METHODS = {  # folder: loss, lines at most

@@ -1,5 +1,5 @@
-from bdd_seg.datasets.camvid import CamVidDataset
-from bdd_seg.datasets.geometry import FollowGeometry
-from bdd_seg.datasets.teacher_cache import ReadTeacherCache, TeacherCache, read_teacher_cache
+"""Data sets: CamVid, and generated street scenes."""
 
-__all__ = ['CamVidDataset', 'FollowGeometry', 'ReadTeacherCache', 'TeacherCache', 'read_teacher_cache']
+from bdd_seg.datasets.camvid import CamVidDataset
+
+__all__ = ['CamVidDataset']

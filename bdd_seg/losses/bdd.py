@@ -4,8 +4,8 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from bdd_seg.losses.base import at_students_size
 from bdd_seg.losses.divergences import balance_divergence, check_settings
-from bdd_seg.losses.resolution import at_students_size
 
 
 @MODELS.register_module()

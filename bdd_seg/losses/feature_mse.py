@@ -5,7 +5,7 @@ import torch.nn.functional as F  # noqa: N812
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from bdd_seg.losses.resolution import at_students_size
+from bdd_seg.losses.base import at_students_size
 
 
 @MODELS.register_module()

@@ -19,10 +19,12 @@ from typing import Any, TextIO
 import torch
 from mmengine.config import Config, ConfigDict
 
-from bdd_seg.datasets.teacher_cache import file_digest
-from bdd_seg.engine import latest_checkpoint, load_checkpoint, load_config
-from bdd_seg.engine.logs import read_log, read_scores, seconds_per_iteration
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.resume import latest_checkpoint
+from bdd_seg.runtime.upstream.atomic_files import file_digest
+from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
+from bdd_seg.runtime.upstream.configs import load_config
+from bdd_seg.study.logs import read_log, read_scores, seconds_per_iteration
 from bdd_seg.study.settings import Options, Preparation, Study, full_keys, in_short
 
 TOOLS = Path(__file__).parents[2] / 'tools'

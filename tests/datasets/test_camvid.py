@@ -1,9 +1,9 @@
 import numpy as np
 import torch
-from conftest import CONFIGS
+from helpers import CONFIGS
 from mmseg.registry import DATASETS
 
-from bdd_seg.engine import load_config
+from bdd_seg.runtime.upstream.configs import load_config
 
 CONFIG = CONFIGS / 'bdd/bdd_pspnet_r101-d8_pspnet_r18-d8_1xb8-20k_camvid-360x480.py'
 

@@ -30,7 +30,7 @@ from bdd_seg.datasets.street_scenes import (
     scene_rng,
     write_dataset,
 )
-from bdd_seg.datasets.street_scenes.dataset import write_whole
+from bdd_seg.datasets.street_scenes.writer import write_whole
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'make_street_scenes.py'
 SMALL = {'height': 48, 'width': 96}

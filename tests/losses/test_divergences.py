@@ -1,9 +1,8 @@
 """balance_divergence against a reference written from the definition, and against its properties."""
 
-import math
-
 import pytest
 import torch
+from helpers import naive
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,36 +11,6 @@ from bdd_seg.losses import divergences
 from bdd_seg.losses.divergences import balance_divergence
 
 SHAPES = [(2, 19, 8, 16), (1, 1, 5, 7), (3, 5, 1, 1), (2, 2, 1, 9), (1, 11, 45, 60)]
-
-
-def distributions(logits: Tensor, domain: str, tau: float, mask: Tensor | None) -> list[Tensor]:
-    """Every distribution as a list of float64 probabilities' logarithms, one Python step at a time."""
-    found = []
-    for n, image in enumerate(logits.double() / tau):
-        kept = torch.ones(image.shape[1:], dtype=torch.bool) if mask is None else mask[n]
-        columns = image[:, kept]  # (C, positions that count)
-        for values in columns.T if domain == 'pixel' else columns:
-            if len(values):
-                found.append(values - torch.logsumexp(values, 0))
-    return found
-
-
-def naive(student, teacher, domain, tau_forward, tau_reverse, alpha, beta, mask=None) -> float:
-    total = 0.0
-    for tau, weight, forward in ((tau_forward, alpha, True), (tau_reverse, beta, False)):
-        pairs = list(
-            zip(
-                distributions(teacher, domain, tau, mask),
-                distributions(student, domain, tau, mask),
-                strict=True,
-            )
-        )
-        sums = [
-            (math.fsum((p.exp() * (p - q)).tolist()) if forward else math.fsum((q.exp() * (q - p)).tolist()))
-            for p, q in pairs
-        ]
-        total += weight * tau**2 * math.fsum(sums) / max(1, len(sums))
-    return total
 
 
 def draw(shape, scale=1.0, seed=0, dtype=torch.float32):

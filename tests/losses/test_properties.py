@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from helpers import naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_divergences import naive
 from torch import Tensor
 
 from bdd_seg.losses import BDDLoss, FeatureMSELoss, balance_divergence
-from bdd_seg.losses.resolution import at_students_size
+from bdd_seg.losses.base import at_students_size
 
 if os.environ.get('HYPOTHESIS_PROFILE') == 'stress':
     examples = settings(max_examples=10_000, deadline=None, derandomize=False)

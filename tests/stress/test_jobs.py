@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from gradients_of_processes import RUNS, check_gradients, gradients_of
+from helpers import ROOT, logged, miou, weights
 from many_processes import (
     TEST,
     TRAIN,
@@ -26,7 +26,6 @@ from many_processes import (
     torchrun,
     write_config,
 )
-from test_tools import logged, miou, weights
 
 from bdd_seg.datasets.street_scenes import write_dataset
 

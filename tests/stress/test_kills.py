@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import same
 from engine.test_resume import EVERYTHING_RANDOM, KEPT, logged_losses
+from helpers import TRAIN, same
 from phases import LONGEST
-from test_tools import TRAIN
 
-from bdd_seg.engine import load_checkpoint
+from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 
 ITERATIONS, SAVING, VALIDATING = 24, 4, 6
 SETTINGS = f"""

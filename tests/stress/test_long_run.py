@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from engine.test_resume import EVERYTHING_RANDOM
-from test_tools import logged, train
+from helpers import logged, train
 
 ITERATIONS, WARM_UP, SAVING, LOGGING = 3000, 500, 500, 10
 SETTINGS = f"""

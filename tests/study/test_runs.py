@@ -8,20 +8,13 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 from mmengine.config import Config
 
-from bdd_seg.engine import load_config
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.study import runs
-from bdd_seg.study.runs import (
-    check_comparable,
-    is_prepared,
-    iterations_of,
-    make_run,
-    prepare,
-    train_and_test,
-)
+from bdd_seg.study.runs import check_comparable, is_prepared, iterations_of, make_run, prepare, train_and_test
 from bdd_seg.study.settings import Preparation, load_study
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from bdd_seg.study.report import comparison_table, main_table, modes, search_table
 

@@ -9,9 +9,9 @@ them: the label of a pixel is that of the shape drawn there, by construction. Wh
 (texture, shadow, haze, blur, noise) changes the first three alone.
 """
 
-from .dataset import GENERATOR_VERSION, MANIFEST, scene_paths, scene_rng, write_dataset
 from .labels import CLASSES, IGNORED, PALETTE, ROAD, SKY, colour_labels, contact_sheet
 from .scene import draw_scene
+from .writer import GENERATOR_VERSION, MANIFEST, scene_paths, scene_rng, write_dataset
 
 __all__ = [
     'CLASSES', 'GENERATOR_VERSION', 'IGNORED', 'MANIFEST', 'PALETTE', 'ROAD', 'SKY', 'colour_labels',

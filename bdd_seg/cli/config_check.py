@@ -1,0 +1,142 @@
+"""Config files, mmseg's own included."""
+
+import inspect
+import logging
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.fileio import exists
+from mmengine.logging import print_log
+from mmengine.runner import FlexibleRunner, Runner
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS, OPTIMIZERS
+
+from bdd_seg.cli.explain import naming_the_cause
+from bdd_seg.errors import ConfigError, similar_to
+from bdd_seg.runtime.upstream.configs import leaf_datasets
+
+# What a config may say to mmengine's Runner and to the tools: its arguments, and what they look up by name.
+KNOWN_KEYS = {
+    *inspect.signature(Runner).parameters,
+    *inspect.signature(FlexibleRunner).parameters,
+    *('activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
+    *('find_unused_parameters', 'model_wrapper_cfg', 'resource_limit', 'runner_type', 'sync_bn'),
+    *('tta_model', 'tta_pipeline'),
+}
+
+_MODES = {
+    'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+    'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
+}
+
+
+def check_config(cfg: Config, mode: str) -> None:
+    """See before anything is built that a config has what is needed, and nothing that nobody reads.
+
+    A name like that of a key which is there, too, may be the user's own, and is warned of.
+
+    Args:
+        cfg: The whole config.
+        mode: What it is to be used for, ``'train'`` or ``'test'``.
+
+    Raises:
+        ConfigError: A key is missing, misspelt, of another kind, or a number that cannot be.
+    """
+    for key, value in cfg.items():
+        if key not in KNOWN_KEYS and isinstance(value, dict | list):
+            similar = get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.9)
+            if similar:
+                problem = f"nobody reads the config's {key}. Did you mean {similar[0]}?"
+                if cfg.get(similar[0]) is None:
+                    advice = f'If it is a name of your own, take another, or pass --cfg-options {key}=None'
+                    raise ConfigError(f'{problem} {advice}')
+                print_log(problem, 'current', logging.WARNING)
+    for key in ('model', *_MODES[mode]):
+        if cfg.get(key) is None:
+            hint = similar_to(key, {*cfg} - KNOWN_KEYS)
+            raise ConfigError(f'the config has no {key}, needed to {mode}.{hint}')
+    for keys in _MODES.values():
+        lacking = [key for key in keys if cfg.get(key) is None]
+        if 0 < len(lacking) < len(keys):
+            raise ConfigError(
+                f'the config has no {" and no ".join(lacking)}: {", ".join(keys)} belong together. Give '
+                'all of them, or set all to None'
+            )
+    for key in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'optim_wrapper'):
+        _check_dict(cfg.get(key), key)
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(key) is not None:
+            if 'dataset' not in cfg[key]:
+                raise ConfigError(f'{key} has no dataset')
+            _check_dict(cfg[key].dataset, f'{key}.dataset')
+    _check_dict(cfg.get('train_cfg'), 'train_cfg')
+    for key in ('max_iters', 'max_epochs', 'val_interval'):
+        value = (cfg.get('train_cfg') or {}).get(key, 1)
+        if key == 'val_interval' and value == float('inf'):  # no validation before the end
+            continue
+        if not isinstance(value, int | float) or value < 1 or value % 1:  # 8e4 is a float
+            raise ConfigError(f'train_cfg.{key} must be a whole number from 1 on, got {value!r}')
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    if optimizer is not None:  # several have keys of their own
+        _check_dict(optimizer, 'optim_wrapper.optimizer')
+        name = optimizer.get('type')
+        if isinstance(name, str) and OPTIMIZERS.get(name) is None:  # mmengine takes the None for a class
+            hint = similar_to(name, {*OPTIMIZERS.module_dict, *OPTIMIZERS.parent.module_dict})
+            raise ConfigError(f'optim_wrapper.optimizer: no optimizer is called {name!r}.{hint}')
+
+
+def _check_dict(value: Any, key: str) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f'{key} must be a dict, got {value!r}')
+
+
+def check_datasets(cfg: Config, *dataloaders: str) -> None:
+    """See before anything is built that the data sets of a config are there.
+
+    Args:
+        cfg: The whole config.
+        *dataloaders: Which of its keys to look at, such as ``'train_dataloader'``.
+
+    Raises:
+        ConfigError: A folder is missing, holds no image, or an image has no label map.
+    """
+    for key in dataloaders:
+        if cfg.get(key) is not None:
+            for settings, where in leaf_datasets(cfg[key].dataset, f'{key}.dataset'):
+                with naming_the_cause({}, f'{where}: '):
+                    _check_dataset(settings, where)
+
+
+def _check_dataset(settings: dict[str, Any], where: str) -> None:
+    kind = DATASETS.get(settings['type']) if isinstance(settings.get('type'), str) else None
+    if kind is None or not issubclass(kind, BaseSegDataset):
+        return
+    advice = f'put the data set there, or pass --cfg-options {where}.data_root=FOLDER'
+    try:
+        dataset = DATASETS.build({**settings, 'lazy_init': True, 'pipeline': []})
+        samples = dataset.load_data_list()
+    except FileNotFoundError as error:
+        raise ConfigError(f'{where}: folder {str(error.filename)!r} does not exist; {advice}') from error
+    except OSError as error:
+        raise ConfigError(f'{where}: {str(error.filename)!r}: {error.strerror}; {advice}') from error
+    except AssertionError as error:  # mmseg's data sets assert that files are there
+        raise ConfigError(f'{where}: cannot be read ({error!r}); {advice}') from error
+    images = dataset.data_prefix.get('img_path')
+    if not samples:
+        raise ConfigError(f'{where}: no image ending in {dataset.img_suffix!r} in {str(images)!r}; {advice}')
+    if dataset.backend_args is not None:  # it may be slow to ask
+        samples = samples[:1]
+    lacking = [
+        sample
+        for sample in samples
+        if sample.get('seg_map_path') is not None
+        and not exists(sample['seg_map_path'], backend_args=dataset.backend_args)
+    ]
+    if lacking:
+        raise ConfigError(
+            f'{where}: image {lacking[0]["img_path"]!r} has no label map {lacking[0]["seg_map_path"]!r}'
+            + (f', and so {len(lacking) - 1} others' if len(lacking) > 1 else '')
+        )

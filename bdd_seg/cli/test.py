@@ -1,0 +1,82 @@
+"""Evaluate a segmentor, distilled or plain. The flags are those of mmseg's own tools/test.py."""
+
+import argparse
+import os
+
+import matplotlib.pyplot as plt
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from bdd_seg.cli.arguments import add_config_arguments, add_hooks, config_from, make_folder
+from bdd_seg.cli.config_check import check_config, check_datasets
+from bdd_seg.cli.errors import one_line_errors
+from bdd_seg.cli.explain import naming_the_cause
+from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.processes import join_processes
+
+HOOKS = {'batch_check': 'BatchCheckHook', 'checkpoint_fits': 'CheckpointFitsHook'}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='folder to save the predicted label maps in')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='folder to save painted images in')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds between shown images (default: 2)'
+    )
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation: several scales and flips')
+    return parser.parse_args()
+
+
+@one_line_errors()
+def main() -> None:
+    """Run the command."""
+    args = parse_args()
+    cfg = config_from(args)
+    join_processes(cfg)
+    check_config(cfg, 'test')
+    cfg.load_from = args.checkpoint
+    if not os.path.exists(args.checkpoint) and '://' not in args.checkpoint:
+        raise ConfigError(f'checkpoint {args.checkpoint!r} does not exist')
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args)
+    if args.tta:
+        for key in ('tta_pipeline', 'tta_model'):
+            if cfg.get(key) is None:
+                raise ConfigError(f'--tta needs a {key} in the config, as configs/_base_ has them')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.tta_model.module = cfg.model
+        cfg.model = cfg.tta_model
+    if args.out is not None:
+        make_folder(args.out, '--out')
+        cfg.test_evaluator['output_dir'] = args.out
+        cfg.test_evaluator['keep_results'] = True
+    check_datasets(cfg, 'test_dataloader')
+    add_hooks(cfg, HOOKS)
+    make_folder(cfg.work_dir, '--work-dir')
+    with naming_the_cause(cfg):
+        Runner.from_cfg(cfg).test()
+
+
+def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise ConfigError(
+            '--show and --show-dir need default_hooks.visualization=dict(type="SegVisualizationHook")'
+        )
+    hook['draw'] = True
+    if args.show:
+        if plt.get_backend().lower() == 'agg':  # what matplotlib falls back to, and shows nothing
+            raise ConfigError('--show needs a display, and there is none. --show-dir FOLDER needs none')
+        hook['show'] = True
+        hook['wait_time'] = args.wait_time
+    if args.show_dir:
+        make_folder(args.show_dir, '--show-dir')
+        cfg.visualizer['save_dir'] = args.show_dir
+
+
+if __name__ == '__main__':
+    main()

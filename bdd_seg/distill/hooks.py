@@ -1,0 +1,115 @@
+"""What a run does for its distillation losses besides computing them."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import weights_to_cpu
+from mmseg.registry import HOOKS
+
+from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.models import unwrapped
+
+_KEY = 'distill_losses'
+
+
+@HOOKS.register_module()
+class LossStateHook(Hook):
+    """Keeps the weights of distillation losses for ``--resume``.
+
+    They are no part of the student, so checkpoints hold them under a key of their own, ``distill_losses``:
+    a dict from ``loss_name`` to that loss's ``state_dict()``. Testing and ``load_from`` leave them alone.
+    """
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_KEY] = {
+            loss.loss_name: weights_to_cpu(loss.state_dict())
+            for loss in _distill_losses(runner)
+            if loss.state_dict()
+        }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if not runner._resume:  # mmengine's EMAHook tells resuming from loading by this, too
+            return
+        states = checkpoint.get(_KEY, {})
+        for loss in _distill_losses(runner):
+            if loss.loss_name in states:
+                loss.load_state_dict(states[loss.loss_name])
+            elif loss.state_dict():
+                print_log(
+                    f'The checkpoint has no weights of {loss.loss_name}, which starts with new ones. Was it '
+                    'saved without custom_hooks=[dict(type="LossStateHook")]?',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+
+
+@HOOKS.register_module()
+class LossScheduleHook(Hook):
+    """Moves a setting of a distillation loss from one value to another while training.
+
+    Linearly in the number of the iteration, and from that alone: a resumed run goes on as it would have.
+    Several hooks make several schedules. ``BDDLoss`` has for instance ``loss_weight`` and its balance,
+    ``forward_weight`` and ``reverse_weight``.
+
+    Args:
+        loss_name: Which of the ``distill_losses``, by its ``loss_name``.
+        setting: Which number among its attributes.
+        start: Value up to iteration ``begin``.
+        stop: Value from iteration ``end`` on.
+        begin: Counted from 0.
+        end: By default the number of iterations of the training, so that ``stop`` is what an iteration
+            after the last one would have.
+
+    Raises:
+        ConfigError: When training starts: there is no such loss or setting, or ``begin`` is not
+            before ``end``.
+    """
+
+    def __init__(
+        self, loss_name: str, setting: str, start: float, stop: float, begin: int = 0, end: int | None = None
+    ) -> None:
+        self.loss_name = loss_name
+        self.setting = setting
+        self.start = start
+        self.stop = stop
+        self.begin = begin
+        self.end = end
+
+    def before_train(self, runner: Runner) -> None:
+        losses = {loss.loss_name: loss for loss in _distill_losses(runner)}
+        if self.loss_name not in losses:
+            raise ConfigError(
+                f'LossScheduleHook: the model has no distillation loss {self.loss_name!r}; it has '
+                f'{", ".join(losses) or "none"}'
+            )
+        self._loss = losses[self.loss_name]
+        settings = [
+            name
+            for name, value in vars(self._loss).items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and not name.startswith('_')
+        ]
+        if self.setting not in settings:
+            raise ConfigError(
+                f'LossScheduleHook: {self.loss_name} has no number {self.setting!r}; it has '
+                f'{", ".join(settings) or "none"}'
+            )
+        self._end = runner.max_iters if self.end is None else self.end
+        if self.begin >= self._end:
+            raise ConfigError(
+                f'LossScheduleHook: begin={self.begin} must come before end={self._end}'
+                f'{" (the iterations of the training)" if self.end is None else ""}'
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        value = np.interp(runner.iter, [self.begin, self._end], [self.start, self.stop])
+        setattr(self._loss, self.setting, float(value))
+
+
+def _distill_losses(runner: Runner) -> Sequence[Any]:
+    """The losses of the run's ``SegDistiller``, none where the model is another."""
+    return getattr(unwrapped(runner.model), 'distill_losses', ())

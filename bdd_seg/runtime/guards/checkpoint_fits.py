@@ -1,0 +1,43 @@
+"""Refuse the checkpoint of another network."""
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+
+from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.checkpoints import AUXILIARY, NO_TENSOR, load_and_report_mismatch, weights_of
+from bdd_seg.runtime.upstream.models import unwrapped
+
+
+@HOOKS.register_module()
+class CheckpointFitsHook(Hook):
+    """Refuses the checkpoint of another network, which mmengine takes with no more than a warning.
+
+    For testing all weights must fit, but for auxiliary heads, which do not run then; for resuming, all.
+    A training that begins with ``load_from`` takes what fits, which must not be nothing.
+
+    Raises:
+        ConfigError: When the checkpoint is loaded.
+    """
+
+    priority = 'LOWEST'  # after EMAHook, which says which of the checkpoint's weights are loaded
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        where = f'checkpoint {runner._load_from!r}' if runner._load_from else 'the checkpoint'
+        weights = weights_of(checkpoint, where)
+        model = unwrapped(runner.model)
+        testing = not isinstance(runner.optim_wrapper, OptimWrapper | OptimWrapperDict)
+        problem = load_and_report_mismatch(model, weights, AUXILIARY if testing else None)
+        if testing or runner._resume:
+            advice = 'Use the config that it was trained with'
+        else:
+            weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+            own = {key: value for key, value in model.state_dict().items() if not key.endswith(NO_TENSOR)}
+            if any(key in weights and weights[key].shape == own[key].shape for key in own if own[key].dim()):
+                return  # more than the counters of BatchNorm, which all networks have
+            advice = 'None of its weights could be used'
+        if problem:
+            raise ConfigError(f'{where} does not fit the model: {problem}. {advice}')

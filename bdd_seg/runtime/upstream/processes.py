@@ -1,0 +1,60 @@
+"""Join the processes of a launcher on machines without a GPU.
+
+Reason: mmengine's ``init_dist`` insists on a GPU; processes that ``torchrun --max-restarts`` starts anew look
+for those that died, in a store that torchrun shares (pytorch issue 135712); SyncBN has no CPU version.
+Test: tests/cli/test_tools.py, tests/runtime/test_many_processes.py.
+Goes when: mmengine joins over gloo where there is no GPU, and torchrun's default store survives a restart.
+"""
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from torch import distributed
+
+from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.configs import walk
+
+
+def join_processes(cfg: Config) -> None:
+    """Join the launcher's other processes over gloo where there is no GPU; with one the Runner joins them.
+
+    ``env_cfg.dist_cfg.timeout``, in seconds, holds as it does with GPUs.
+
+    Args:
+        cfg: The whole config. Its ``model_wrapper_cfg`` is changed in place.
+
+    Raises:
+        ConfigError: torchrun would restart processes in a way in which they do not find each other, or the
+            model has a SyncBN, which has no CPU version.
+    """
+    restarts = int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0))
+    if restarts and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+        raise ConfigError(
+            f'--max-restarts={restarts}: restarted processes would look for those that died. Begin the line '
+            'with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, and use --standalone or --rdzv-backend=c10d'
+        )
+    if cfg.launcher != 'pytorch' or get_device() != 'cpu' or distributed.is_initialized():
+        return
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    distributed.init_process_group('gloo', timeout=None if timeout is None else timedelta(seconds=timeout))
+    synchronised = [f'{key}.type=BN' for key, part in walk(cfg.get('model'), 'model') if _is_sync_bn(part)]
+    if distributed.get_world_size() > 1 and synchronised:
+        raise ConfigError(
+            'SyncBN works with GPUs only. On several CPU processes pass '
+            f'--cfg-options {" ".join(synchronised)}'
+        )
+    cfg.model_wrapper_cfg = {  # the Runner's own, but for the devices
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }
+
+
+def _is_sync_bn(settings: Mapping[str, Any]) -> bool:
+    return settings.get('type') in ('SyncBN', 'MMSyncBN')

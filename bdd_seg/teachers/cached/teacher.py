@@ -1,0 +1,156 @@
+"""A teacher that is not there: its outputs for whole images, from a cache, follow the crops."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from mmseg.models import BaseSegmentor
+from mmseg.registry import MODELS
+from mmseg.utils import SampleList
+from torch import Tensor
+
+from bdd_seg.errors import ConfigError
+from bdd_seg.teachers.base import Teacher
+from bdd_seg.teachers.cached.store import TeacherCache
+from bdd_seg.teachers.mmseg import FrozenTeacher
+
+
+@MODELS.register_module()
+class CachedTeacher(Teacher):
+    """Answers from what ``tools/cache_teacher.py`` wrote, at next to no cost.
+
+    What it answers differs from a live teacher in what that saw: the whole image as it was loaded, instead
+    of the resized, cropped and coloured one. Positions outside the image are unknown, and left out.
+
+    Needs a data pipeline that brings the cached outputs along. ``tools/train.py`` sees to that; elsewhere
+    call :func:`bdd_seg.datasets.read_teacher_cache` on the config.
+
+    Args:
+        cache: The folder.
+        check_class_names: Whether the teacher's classes must be named as those of the student's data set.
+        **teacher: Arguments of a :class:`FrozenTeacher`, as they remain in a config that inherits from one
+            with a live teacher. The cache must then come from that very teacher.
+    """
+
+    gives_masks = True
+
+    def __init__(self, cache: str, check_class_names: bool = True, **teacher: Any) -> None:
+        super().__init__(check_class_names)
+        self.cache = TeacherCache(cache)
+        self._expected = FrozenTeacher(**teacher) if teacher else None
+        self.taps: list[str] = []
+
+    @property
+    def is_built(self) -> bool:
+        return bool(self.taps)
+
+    def describe(self) -> str:
+        return f'cache {str(self.cache.folder)!r}'
+
+    def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:
+        """Check that the cache holds what ``student`` is to learn from.
+
+        Raises:
+            ConfigError: There is no cache, it is not complete, lacks a tap, or comes from another teacher.
+        """
+        manifest = self.cache.manifest
+        if not manifest.images:
+            raise ConfigError(f'{self.describe()} is not complete; run tools/cache_teacher.py again')
+        self._check_number_of_classes(student, manifest.num_classes)
+        self._check_fingerprint(manifest.teacher)
+        wanted = sorted(
+            {tap or manifest.logits_tap for tap in taps} | {manifest.logits_tap} & {*manifest.strides}
+        )
+        for tap in wanted:
+            if tap not in manifest.strides:
+                raise ConfigError(
+                    f'{self.describe()} holds {", ".join(manifest.strides)}, not {tap!r}; make another: '
+                    f'tools/cache_teacher.py CONFIG --out ANOTHER_FOLDER --taps {" ".join(wanted)}'
+                )
+        self.taps = wanted
+        self.logits_tap = manifest.logits_tap
+        self.class_names = None if manifest.class_names is None else tuple(manifest.class_names)
+        self._data_checked = False
+
+    def __call__(
+        self, inputs: Tensor, data_samples: SampleList
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The cached outputs, resampled to the crops.
+
+        Args:
+            inputs: (N, 3, H, W), for the size of the crops and the device.
+            data_samples: N samples of a :class:`~bdd_seg.datasets.ReadTeacherCache` pipeline.
+
+        Raises:
+            ConfigError: The samples bring no outputs of this cache.
+        """
+        if any(sample.get('teacher_cache') != str(self.cache.folder) for sample in data_samples):
+            raise ConfigError(
+                f'the training data brings no cached outputs of {self.describe()}. Train with the '
+                'tools/train.py of this package, or wrap the pipeline: '
+                'dict(type="ReadTeacherCache", cache=FOLDER, transforms=[...])'
+            )
+        manifest = self.cache.manifest
+        crop = inputs.shape[2:]
+        outputs, masks = {}, {}
+        for tap in self.taps:
+            size = [-(-length // stride) for length, stride in zip(crop, manifest.strides[tap], strict=True)]
+            # Coordinates that run from -1 to 1 over an image, as torch resamples in.
+            from_cells = np.linalg.inv(_normalisation(crop, manifest.align_corners))
+            read_from, lie_at = [], []
+            for sample in data_samples:
+                to_input = _normalisation(sample.teacher_input_shape, manifest.align_corners)
+                to_image = _normalisation(sample.loaded_shape, align_corners=False)
+                read_from.append(to_input @ sample.teacher_geometry @ from_cells)
+                lie_at.append(to_image @ sample.geometry @ from_cells)
+            grids = _grids(read_from, size, manifest.align_corners).to(inputs)
+            outputs[tap] = torch.cat(
+                [
+                    F.grid_sample(
+                        sample.get(f'teacher/{tap}')[None].to(inputs.dtype),
+                        grid[None],
+                        padding_mode='border',
+                        align_corners=manifest.align_corners,
+                    )
+                    for sample, grid in zip(data_samples, grids, strict=True)
+                ]
+            )
+            inside = _grids(lie_at, size, manifest.align_corners).abs().amax(dim=-1) <= 1
+            masks[tap] = inside.to(inputs.device)
+        return outputs, masks
+
+    def _check_fingerprint(self, cached: dict[str, Any]) -> None:
+        """Compare with the live teacher that the config names, as far as it is on this machine."""
+        if self._expected is None:
+            return
+        for key, expected in self._expected.fingerprint().items():
+            if key == 'checkpoint' and expected is None:
+                continue
+            if cached.get(key) != expected:
+                raise ConfigError(
+                    f'{self.describe()} comes from another teacher than the config names '
+                    f'({self._expected.describe()}, {self._expected.checkpoint}): its {key} is '
+                    f'{_short(cached.get(key))}, not {_short(expected)}. Make a cache of this teacher'
+                )
+
+
+def _normalisation(shape: Sequence[int], align_corners: bool) -> np.ndarray:
+    """(3, 3), from pixels to coordinates from -1 to 1: between outer pixel centres, or outer pixel edges."""
+    matrix = np.eye(3)
+    for axis, length in enumerate((shape[1], shape[0])):
+        span = max(length - 1, 1) if align_corners else length
+        matrix[axis, axis] = 2 / span
+        matrix[axis, 2] = -1 if align_corners else 1 / span - 1
+    return matrix
+
+
+def _grids(matrices: list[np.ndarray], size: Sequence[int], align_corners: bool) -> Tensor:
+    """(N, h, w, 2) where each cell comes from, by N maps between coordinates from -1 to 1."""
+    theta = torch.from_numpy(np.stack(matrices)[:, :2])
+    return F.affine_grid(theta, [len(matrices), 1, *size], align_corners=align_corners)
+
+
+def _short(value: Any) -> str:
+    return f'{value[:12]}...' if isinstance(value, str) and len(value) == 64 else repr(value)

@@ -1,0 +1,224 @@
+"""tools/study.py, through the tools that it calls."""
+
+import argparse
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from helpers import ROOT, build, complaint, run
+
+from bdd_seg.study import runs
+from bdd_seg.study.runs import reference_runs
+from bdd_seg.study.settings import load_study
+
+TOOL = ROOT / 'tools/study.py'
+
+
+@pytest.fixture(scope='module')
+def study(tiny_configs, tmp_path_factory):
+    """A study file: one seed to choose between two settings, one to judge, and a test split."""
+    folder = tmp_path_factory.mktemp('study')
+    made = folder / 'prepared/done.txt'
+    script = folder / 'prepare.py'
+    script.write_text(f'open({str(made)!r}, "w").write("x")\n')
+    content = {
+        'title': 'Tiny',
+        'notes': ['Nothing.'],
+        'methods': {
+            'alone': {'label': 'student alone', 'config': str(tiny_configs['student'])},
+            'bdd': {
+                'label': 'BDD',
+                'config': str(tiny_configs['distilled']),
+                'search': [{'loss.loss_weight': 1}, {'loss.loss_weight': 2}],
+            },
+        },
+        'control': 'alone',
+        'compare': ['bdd'],
+        'teacher': {
+            'label': 'teacher',
+            'config': str(tiny_configs['teacher']),
+            'checkpoint': str(tiny_configs['checkpoint']),
+        },
+        'seeds': [1],
+        'search_seeds': [0],
+        'select_on': 'val',
+        'splits': {'val': {}, 'train': {'test_dataloader.dataset.data_prefix': None}},
+        'iterations': 4,
+        'prepare': [{'run': str(script), 'creates': str(made)}],
+    }
+    prefix = {'img_path': 'leftImg8bit/train', 'seg_map_path': 'gtFine/train'}
+    content['splits']['train'] = {f'test_dataloader.dataset.data_prefix.{key}': prefix[key] for key in prefix}
+    file = folder / 'tiny.yaml'
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+def test_a_study_stops_goes_on_and_tells_what_came_out(study, tiny_configs):
+    folder = study.parent / 'results'
+    arguments = [study, '--work-dir', folder, '--jobs', 2]
+    assert run(TOOL, *arguments, '--list').count('to do') == 6
+    output = run(TOOL, *arguments, '--time-limit', 0.02)
+    assert 'stopped; the same command goes on from here' in output
+    assert (study.parent / 'prepared/done.txt').exists()
+    assert not list(folder.glob('*/result.json'))
+
+    output = run(TOOL, *arguments)
+    assert '[2/2] ' in output
+    assert 'min left' in output
+    assert '5 of 5 runs finished' in output
+    results = json.loads((folder / 'results.json').read_text())
+    stages = [(entry['stage'], entry['method'], entry['seed']) for entry in results['runs']]
+    assert stages == [
+        ('reference', 'teacher', 0), ('search', 'bdd', 0), ('search', 'bdd', 0), ('final', 'alone', 1),
+        ('final', 'bdd', 1),
+    ]  # fmt: skip
+    searched = {
+        entry['setting']['loss.loss_weight']: entry['scores']['val']['mIoU']
+        for entry in results['runs']
+        if entry['stage'] == 'search'
+    }
+    chosen = results['methods']['bdd']['setting']['loss.loss_weight']
+    assert searched[chosen] == max(searched.values())
+    assert results['runs'][-1]['setting'] == {'loss.loss_weight': chosen}
+    for entry in results['runs'][1:]:
+        assert entry['iterations'] == 4
+        assert 0 < entry['seconds_per_iteration'] < entry['seconds']
+        assert entry['peak_memory_mb'] > 100
+        assert set(entry['scores']) == ({'val'} if entry['stage'] == 'search' else {'val', 'train'})
+        for scores in entry['scores'].values():
+            known = [iou for iou in scores['classes'].values() if iou is not None]
+            assert len(scores['classes']) == 19
+            assert scores['mIoU'] == pytest.approx(sum(known) / len(known), abs=0.02)
+    assert 'BDD' in (folder / 'report.md').read_text()
+
+    # what is left of a final run is its student, with which mmseg's tool gives the same numbers
+    final = next(folder.glob(f'bdd-seed1-{results["runs"][-1]["config_sha256"][:12]}'))
+    assert [path.name for path in final.glob('*.pth')] == ['student_float16.pth']
+    weights = torch.load(final / 'student_float16.pth', weights_only=True)['state_dict']
+    assert weights['decode_head.conv_seg.weight'].dtype == torch.float16
+    build(tiny_configs['student']).load_state_dict(weights, strict=True)
+    assert not list(next(folder.glob('bdd-seed0-*')).glob('*.pth'))
+
+    before = (folder / 'results.json').read_text()
+    start = time.time()
+    assert 'to do' not in run(TOOL, *arguments)
+    assert all(os.path.getmtime(path) < start for path in folder.glob('*/train.log'))
+    assert json.loads(before)['runs'] == json.loads((folder / 'results.json').read_text())['runs']
+
+
+@pytest.fixture
+def session(study, tmp_path):
+    """A call of the tool, whose runs are as said; those that are not said are not finished."""
+
+    def make(**changes):
+        changed = load_study(study).model_copy(update=changes)
+        args = argparse.Namespace(study=study, work_dir=tmp_path / 'out', jobs=2, time_limit=None)
+        return runpy.run_path(str(TOOL))['Session'](changed, args)
+
+    return make
+
+
+def store(session, run, **facts):
+    folder = session.folder / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {split: {'mIoU': 30.0} for split in run.splits}
+    content = {**run.circumstances(session.study), 'scores': scores, **facts}
+    (folder / 'result.json').write_text(json.dumps(content))
+
+
+def test_what_was_measured_on_something_else_is_measured_again(session, tmp_path):
+    before = session()
+    final, (teacher,) = before.make('alone', 'final', 1, {}), reference_runs(before.study)
+    store(before, final)
+    store(before, teacher)
+    assert before.stored(final) is not None
+    assert before.stored(teacher) is not None
+    fewer = session(splits={'val': {}})
+    assert fewer.stored(fewer.make('alone', 'final', 1, {})) is not None
+    other = session(splits={'val': {}, 'train': {'test_dataloader.dataset.data_root': 'elsewhere'}})
+    assert other.stored(other.make('alone', 'final', 1, {})) is None
+    other = session(train_flags=['--amp'])
+    assert other.stored(other.make('alone', 'final', 1, {})) is None
+    (tmp_path / 'other.pth').write_bytes(b'weights')
+    retrained = before.study.teacher.model_copy(update={'checkpoint': tmp_path / 'other.pth'})
+    other = session(teacher=retrained)
+    assert other.stored(reference_runs(other.study)[0]) is None
+
+
+def test_another_teacher_is_noticed(session, tmp_path):
+    weights = tmp_path / 'teacher.pth'
+    for content, known in ((b'first', True), (b'second', False)):
+        weights.write_bytes(content)
+        runs._digest.cache_clear()  # as in another call
+        made = session(distilled_options={'model.teacher.checkpoint': str(weights)})
+        run_ = made.make('bdd', 'final', 1, {})
+        if known:
+            store(made, run_)
+        assert (made.stored(run_) is not None) == known
+    weights.unlink()  # brought back without it
+    runs._digest.cache_clear()
+    assert made.stored(run_) is not None
+
+
+def test_the_slowest_method_gets_a_part_of_the_iterations(session):
+    made = session(equal=['iterations', 'wall_clock'], wall_clock_of='alone', iterations=40)
+    for run_, pace in zip(made.final_runs(), (0.01, 1.0), strict=True):
+        store(made, run_, seconds_per_iteration=pace)
+    assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [40, 4]
+
+
+def test_a_report_is_about_the_machine_that_measured(session):
+    made = session()
+    made.folder.mkdir()
+    made.measured = True
+    assert (made.machine()['threads'], made.machine()['jobs']) == (max(1, os.cpu_count() // 2), 2)
+    (made.folder / 'machine.json').write_text('{"cpu": "another"}')
+    assert session().machine() == {'cpu': 'another'}
+
+
+def test_sigterm_is_an_interruption_also_while_preparing(study, tmp_path):
+    content, pid = yaml.safe_load(study.read_text()), tmp_path / 'pid'
+    script = tmp_path / 'prepare.py'
+    script.write_text(f'import os, time\nopen({str(pid)!r}, "w").write(str(os.getpid()))\ntime.sleep(60)')
+    content['prepare'] = [{'run': str(script), 'creates': str(tmp_path / 'never')}]
+    (tmp_path / 'study.yaml').write_text(yaml.safe_dump(content))
+    line = [sys.executable, TOOL, tmp_path / 'study.yaml', '--work-dir', tmp_path / 'out']
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as tool:
+        while not (pid.exists() and pid.read_text()):
+            assert tool.poll() is None
+            time.sleep(0.1)
+        tool.send_signal(signal.SIGTERM)
+        assert 'interrupted; the same command goes on from here' in tool.communicate(timeout=120)[1]
+        assert tool.returncode == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_a_run_that_fails_names_its_log(study, monkeypatch, tmp_path):
+    content = yaml.safe_load(study.read_text())
+    content.update(teacher=None, train_flags=['--no-such-flag'], compare=[])
+    del content['methods']['bdd']
+    (tmp_path / 'wrong.yaml').write_text(yaml.safe_dump(content))
+    message = complaint(monkeypatch, TOOL, tmp_path / 'wrong.yaml', '--work-dir', tmp_path / 'out')
+    assert 'train.py failed' in message
+    assert 'unrecognized arguments: --no-such-flag' in message
+    assert 'train.log' in message
+
+
+def test_wrong_study_files(study, monkeypatch, tmp_path):
+    assert 'cannot be read' in complaint(monkeypatch, TOOL, tmp_path / 'nowhere.yaml')
+    content = yaml.safe_load(study.read_text())
+    content['methods']['bdd']['options'] = {'train_dataloader.batch_size': 1}
+    (tmp_path / 'wrong.yaml').write_text(yaml.safe_dump(content))
+    message = complaint(monkeypatch, TOOL, tmp_path / 'wrong.yaml')
+    assert "'alone' and 'bdd' cannot be compared: their train_dataloader.batch_size is" in message
+    content['methods']['bdd']['config'] = 'configs/nowhere.py'
+    (tmp_path / 'wrong.yaml').write_text(yaml.safe_dump(content))
+    assert 'nowhere.py' in complaint(monkeypatch, TOOL, tmp_path / 'wrong.yaml')

@@ -1,0 +1,177 @@
+"""What several tests need: tiny configs, runs of the tools, comparisons."""
+
+import json
+import logging
+import math
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import mmseg
+import numpy as np
+import pytest
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmseg.registry import MODELS, TRANSFORMS
+from torch import Tensor
+
+import bdd_seg  # noqa: F401  registers the models
+from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+CONFIGS = ROOT / 'configs'
+
+TRAIN, TEST = ROOT / 'tools/train.py', ROOT / 'tools/test.py'
+
+MMSEG_TOOLS = Path(mmseg.__file__).parent / '.mim/tools'
+
+NAMES = {
+    'teacher': 'pspnet/pspnet_r50-d8-w16_1xb8-demo_street-scenes-96x192.py',
+    'student': 'pspnet/pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py',
+    'distilled': 'bdd/bdd_pspnet_r50-d8-w16_pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py',
+}
+
+WIDTH = {
+    'backbone': {'base_channels': 4, 'stem_channels': 4},
+    'decode_head': {'channels': 8},
+    'auxiliary_head': {'channels': 8},
+    'data_preprocessor': {'size': (32, 64)},
+}
+
+
+def tiny_config(base: Path, model: dict, data_root: Path) -> str:
+    pipeline = [
+        {'type': 'LoadImageFromFile'},
+        {'type': 'LoadAnnotations'},
+        {'type': 'RandomCrop', 'crop_size': (32, 64)},
+        {'type': 'RandomFlip', 'prob': 0.5},
+        {'type': 'PackSegInputs'},
+    ]
+    test_pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}, {'type': 'PackSegInputs'}]
+    loader = {'num_workers': 0, 'persistent_workers': False}
+    train_dataset = {'data_root': str(data_root), 'pipeline': pipeline}
+    test_dataset = {'data_root': str(data_root), 'pipeline': test_pipeline}
+    settings = {
+        'model': model,
+        'train_dataloader': {**loader, 'batch_size': 2, 'dataset': train_dataset},
+        'val_dataloader': {**loader, 'dataset': test_dataset},
+        'test_dataloader': {**loader, 'dataset': test_dataset},
+        'train_cfg': {'max_iters': 6, 'val_begin': 1, 'val_interval': 6},
+        'default_hooks': {'logger': {'interval': 1}, 'checkpoint': {'interval': 3}},
+        'randomness': {'seed': 0},
+        'img_ratios': [1.0],
+    }
+    lines = [f'{key} = {value!r}' for key, value in settings.items()]
+    return '\n'.join([f'_base_ = {str(base)!r}', *lines])
+
+
+def build(config: Path | Config, **changes) -> torch.nn.Module:
+    """The model of a config, its weights initialised, SyncBN replaced as a Runner on one process does."""
+    cfg = Config.fromfile(config) if isinstance(config, Path) else config
+    cfg.model.update(changes)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    logging.getLogger('mmengine').setLevel(logging.ERROR)
+    model.init_weights()
+    return model
+
+
+def same(a, b) -> bool:
+    """Whether nested containers hold equal numbers, tensors bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def run(*arguments, launcher=(), expect=0, timeout=300) -> str:
+    """Run a tool in its own process and return what it printed."""
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+    assert done.returncode == expect, f'{command}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}'
+    return done.stdout + done.stderr
+
+
+def train(config, work_dir, *arguments, tool=TRAIN, **kwargs) -> str:
+    return run(tool, config, '--work-dir', work_dir, *arguments, **kwargs)
+
+
+def logged(work_dir: Path) -> list[dict]:
+    """The scalars of the training iterations of a work dir, in order."""
+    lines = [line for path in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in path.open()]
+    return [record for record in map(json.loads, lines) if 'loss' in record]
+
+
+def weights(path: Path) -> dict:
+    return load_checkpoint(path)['state_dict']
+
+
+def miou(output: str) -> list[str]:
+    """aAcc, mIoU and mAcc as printed at the end of an evaluation."""
+    return re.findall(r'(?:aAcc|mIoU|mAcc): ([\d.]+|nan)', output)[-3:]
+
+
+def complaint(monkeypatch, tool, *arguments) -> str:
+    """The one line that a tool ends with, run in this process."""
+    monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, arguments)])
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)  # the tool sets it
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(tool), run_name='__main__')
+    message = ended.value.code
+    assert isinstance(message, str) and message.startswith('error: ') and '\n' not in message
+    return message
+
+
+@TRANSFORMS.register_module()
+class LoadCoordinates(BaseTransform):
+    """An image that says of each of its pixels where it is: channels x, y and 1, in floating point.
+
+    Whatever resamples it bilinearly writes into each new pixel where that came from.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        self.shape = height, width
+
+    def transform(self, results):
+        y, x = np.mgrid[: self.shape[0], : self.shape[1]].astype(np.float32)
+        results.update(
+            img=np.stack([x, y, np.ones_like(x)], axis=2), img_shape=self.shape, ori_shape=self.shape
+        )
+        results['gt_seg_map'] = (x // 8 % 5).astype(np.uint8)
+        results['seg_fields'].append('gt_seg_map')
+        return results
+
+
+def distributions(logits: Tensor, domain: str, tau: float, mask: Tensor | None) -> list[Tensor]:
+    """Every distribution as a list of float64 probabilities' logarithms, one Python step at a time."""
+    found = []
+    for n, image in enumerate(logits.double() / tau):
+        kept = torch.ones(image.shape[1:], dtype=torch.bool) if mask is None else mask[n]
+        columns = image[:, kept]  # (C, positions that count)
+        for values in columns.T if domain == 'pixel' else columns:
+            if len(values):
+                found.append(values - torch.logsumexp(values, 0))
+    return found
+
+
+def naive(student, teacher, domain, tau_forward, tau_reverse, alpha, beta, mask=None) -> float:
+    total = 0.0
+    for tau, weight, forward in ((tau_forward, alpha, True), (tau_reverse, beta, False)):
+        pairs = list(
+            zip(
+                distributions(teacher, domain, tau, mask),
+                distributions(student, domain, tau, mask),
+                strict=True,
+            )
+        )
+        sums = [
+            (math.fsum((p.exp() * (p - q)).tolist()) if forward else math.fsum((q.exp() * (q - p)).tolist()))
+            for p, q in pairs
+        ]
+        total += weight * tau**2 * math.fsum(sums) / max(1, len(sums))
+    return total

@@ -1,0 +1,106 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import build
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmseg.registry import MODELS
+
+from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.checkpoint_fits import CheckpointFitsHook
+
+
+@pytest.fixture
+def model(tiny_configs):
+    return build(tiny_configs['student'])
+
+
+@pytest.fixture
+def weights(tiny_configs):
+    """Those of another training of the same network."""
+    return build(tiny_configs['student']).state_dict()
+
+
+def load(model, weights, mode='test', load_from='some.pth') -> None:
+    trains = mode != 'test'
+    optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1)) if trains else {}
+    runner = SimpleNamespace(
+        model=model, optim_wrapper=optim_wrapper, _resume=mode == 'resume', _load_from=load_from
+    )
+    CheckpointFitsHook().after_load_checkpoint(runner, {'state_dict': weights})
+
+
+def without(weights, *parts) -> dict:
+    return {key: value for key, value in weights.items() if not any(part in key for part in parts)}
+
+
+@pytest.mark.parametrize('mode', ['test', 'load_from', 'resume'])
+def test_the_networks_own_weights_fit(model, weights, mode):
+    load(model, weights, mode)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    load(model, {f'module.{key}': value for key, value in weights.items()}, mode)
+    # Checkpoints of before torch 0.4.1 do not count batches, and torch knows.
+    load(model, without(weights, 'num_batches_tracked'), mode)
+
+
+def test_at_several_scales_it_is_the_network_within(tiny_configs, weights):
+    several = MODELS.build({'type': 'SegTTAModel', 'module': Config.fromfile(tiny_configs['student']).model})
+    load(several, weights)
+    with pytest.raises(ConfigError, match='1 missing: decode_head.conv_seg.bias'):
+        load(several, without(weights, 'decode_head.conv_seg.bias'))
+
+
+def test_auxiliary_heads_count_where_they_train(model, weights):
+    lacking = without(weights, 'auxiliary_head')
+    load(model, lacking)
+    load(model, {**weights, 'auxiliary_head.other': torch.zeros(1)})
+    with pytest.raises(
+        ConfigError, match=r"checkpoint 'some.pth' does not fit the model: \d+ missing: auxiliary_"
+    ):
+        load(model, lacking, 'resume')
+
+
+@pytest.mark.parametrize('mode', ['test', 'resume'])
+def test_what_does_not_fit_is_listed(model, weights, mode):
+    weights['decode_head.conv_seg.weight'] = torch.zeros(7, 8, 1, 1)
+    weights['backbone.extra'] = weights.pop('backbone.stem.0.weight')
+    expected = (
+        r'1 missing: backbone.stem.0.weight; 1 unexpected: backbone.extra; 1 of another shape: '
+        r'decode_head.conv_seg.weight \(7, 8, 1, 1\) instead of \(19, 8, 1, 1\). Use the config that it was'
+    )
+    with pytest.raises(ConfigError, match=expected):
+        load(model, weights, mode)
+
+
+def test_a_training_may_begin_with_a_part(model, weights):
+    """As fine-tuning for other classes does."""
+    weights['decode_head.conv_seg.weight'] = torch.zeros(7, 8, 1, 1)
+    load(model, weights, 'load_from')
+    load(model, {'backbone.stem.0.weight': weights['backbone.stem.0.weight']}, 'load_from')
+    counters = {key: value for key, value in weights.items() if 'num_batches_tracked' in key}
+    with pytest.raises(ConfigError, match=r'\d+ unexpected: other.a. None of its weights could be used'):
+        load(model, {'other.a': torch.zeros(3), **counters}, 'load_from')
+
+
+@pytest.mark.parametrize('mode', ['test', 'load_from', 'resume'])
+@pytest.mark.parametrize('weights', [None, [torch.zeros(1)], {'a': 1}, {1: torch.zeros(1)}])
+def test_what_are_no_weights(model, weights, mode):
+    with pytest.raises(ConfigError, match="checkpoint 'some.pth' holds no dict of named tensors"):
+        load(model, weights, mode)
+
+
+def test_a_checkpoint_without_a_name(model):
+    with pytest.raises(ConfigError, match='^the checkpoint does not fit'):
+        load(model, {}, 'resume', load_from=None)
+
+
+@pytest.mark.parametrize('mode', ['test', 'load_from', 'resume'])
+def test_what_modules_save_besides_their_weights(model, weights, mode, monkeypatch):
+    monkeypatch.setattr(type(model.decode_head), 'get_extra_state', lambda self: {'a': 1}, raising=False)
+    seen = []
+    monkeypatch.setattr(
+        type(model.decode_head), 'set_extra_state', lambda self, state: seen.append(state), raising=False
+    )
+    load(model, {**weights, 'decode_head._extra_state': {'a': 2}}, mode)
+    assert seen == [{'a': 2}]
