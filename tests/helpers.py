@@ -13,6 +13,7 @@ import mmseg
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
@@ -175,3 +176,122 @@ def naive(student, teacher, domain, tau_forward, tau_reverse, alpha, beta, mask=
         ]
         total += weight * tau**2 * math.fsum(sums) / max(1, len(sums))
     return total
+
+
+# A config with everything random that mmseg has.
+EVERYTHING_RANDOM = """
+_base_ = {base!r}
+model = dict(decode_head=dict(dropout_ratio=0.3), distill_losses=[
+    dict(type='BDDLoss'),
+    dict(type='FeatureMSELoss', student_channels=32, teacher_channels=128,
+         student_tap='backbone.layer4', teacher_tap='backbone.layer4')])
+train_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(96, 48), ratio_range=(0.8, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(32, 64)),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs')]))
+train_cfg = dict(val_interval=3)
+randomness = dict(seed=None)  # mmengine chooses one
+custom_hooks = [
+    dict(type='LossScheduleHook', loss_name='loss_bdd', setting='reverse_weight', start=0.0, stop=2.0),
+    dict(type='EMAHook', update_buffers=True, momentum=0.1)]
+"""
+# The parts of a checkpoint that a resumed run must end with.
+KEPT = ('state_dict', 'ema_state_dict', 'distill_losses', 'optimizer', 'param_schedulers')
+
+
+def logged_losses(work_dir: Path) -> list[dict]:
+    """Return the scalars of the training iterations without those that clocks and memory decide."""
+    clocks = ('time', 'data_time', 'memory')
+    return [{k: v for k, v in record.items() if k not in clocks} for record in logged(work_dir)]
+
+
+def study_run(method, seed, miou, equal='iterations', stage='final', setting=None, **facts) -> dict:
+    """A run as in results.json, with scores on val one point above those on test; a search has val alone."""
+    classes = {'sky': miou + 40, 'train': None, 'pole': miou - 20}
+    scores = {
+        split: {'mIoU': score, 'aAcc': 80.0, 'mAcc': 50.0, 'classes': classes}
+        for split, score in (('val', miou + 1), ('test', miou))
+        if split == 'val' or stage != 'search'
+    }
+    run = {'method': method, 'stage': stage, 'equal': equal, 'seed': seed, 'setting': setting or {}}
+    if stage != 'reference':
+        run.update(iterations=900, seconds_per_iteration=0.2, seconds=180.0, peak_memory_mb=900.0)
+    return {**run, 'scores': scores, 'finished': '2025-01-01T00:00:00', **facts}
+
+
+def study_runs(method, mious, **facts) -> list[dict]:
+    """Final runs with seeds 0, 1, 2, …"""
+    return [study_run(method, seed, miou, **facts) for seed, miou in enumerate(mious)]
+
+
+def study_results(labels: dict[str, str], runs: list[dict]) -> dict:
+    """The content of a results.json. Labels are method → label."""
+    return {
+        'title': 'CamVid',
+        'command': 'python tools/study.py camvid.yaml',
+        'control': 'alone',
+        'select_on': 'val',
+        'splits': ['val', 'test'],
+        'compare': ['bdd'],
+        'wall_clock_of': None,
+        'methods': {
+            name: {'label': label, 'config': f'{name}.py', 'loss': {}, 'setting': {}, 'trials': 0}
+            for name, label in labels.items()
+        },
+        'runs': runs,
+        'environment': {'cpu': 'Xeon', 'cores': 2, 'gpu': None, 'torch': '2.13.0', 'jobs': 2},
+        'notes': ['Nothing on Cityscapes.'],
+    }
+
+
+def small_study() -> dict:
+    """Results in which BDD is ahead of the student alone, behind CWD, and not told apart from KD."""
+    labels = {'teacher': 'teacher', 'kd': 'KD', 'alone': 'alone', 'bdd': 'BDD', 'cwd': 'CWD', 'late': 'late'}
+    return study_results(
+        labels,
+        [
+            study_run('teacher', 0, 45.0, stage='reference'),
+            *study_runs('kd', [34.0, 30.5, 33.0]),
+            *study_runs('bdd', [32.0, 33.0, 33.4], seconds_per_iteration=0.3, seconds=270.0),
+            *study_runs('alone', [30.0, 31.0, 32.0]),
+            *study_runs('cwd', [34.0, 35.0, 35.5]),
+        ],
+    )
+
+
+def large_study() -> dict:
+    """Results of seven methods and the student alone, five seeds, eleven classes, both budgets."""
+    rng = np.random.default_rng(0)
+    names = ['alone', 'bdd', 'kd', 'cwd', 'dist', 'mgd', 'bdd-pixel', 'a method with a long name']
+    classes = [f'class {i}' for i in range(11)]
+    runs = []
+    for i, (name, equal) in enumerate((n, e) for e in ('iterations', 'wall_clock') for n in names):
+        runs += study_runs(name, rng.normal(35 + i % 3, 0.5, 5).tolist(), equal=equal, seconds=180.0)
+    for run in runs:
+        for score in run['scores'].values():
+            score['classes'] = dict(zip(classes, rng.normal(40, 5, 11).tolist(), strict=True))
+    results = study_results({name: name for name in names}, runs)
+    return {**results, 'wall_clock_of': 'bdd', 'environment': {'cpu': 'Xeon'}, 'notes': []}
+
+
+def study_file(tiny_configs, folder, kd=None, **changes) -> Path:
+    """A study file of the tiny student, alone and distilled. ``kd`` has overrides of the distilled one."""
+    content = {
+        'title': 't',
+        'methods': {
+            'alone': {'label': 'a', 'config': str(tiny_configs['student'])},
+            'kd': {'label': 'b', 'config': str(tiny_configs['distilled']), 'options': kd or {}},
+        },
+        'control': 'alone',
+        'seeds': [1],
+        'select_on': 'val',
+        'splits': {'val': {}, 'test': {}},
+        **changes,
+    }
+    file = folder / 'study.yaml'
+    file.write_text(yaml.safe_dump(content))
+    return file

@@ -148,8 +148,14 @@ def job(command: Sequence[str], log: Path, cwd: Path, **environment: str) -> Ite
 
 def torchrun(processes: int, *options: str) -> list[str]:
     """The beginning of a command line that runs a tool on one machine, at a port that is free."""
-    return [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}',
-            *options]  # fmt: skip
+    return [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        f'--nproc-per-node={processes}',
+        *options,
+    ]
 
 
 def write_config(path: Path, base: Path, *, extra: str = '', **settings: int) -> Path:
@@ -160,7 +166,7 @@ def write_config(path: Path, base: Path, *, extra: str = '', **settings: int) ->
 
 
 def failure(**settings: object) -> str:
-    """What to append to a config so that :class:`Fail` happens."""
+    """Return a line for the end of a config that makes :class:`Fail` happen."""
     settings = {'type': 'Fail', **settings}
     return f'custom_hooks.append({settings!r})\n'
 

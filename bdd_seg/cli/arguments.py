@@ -1,4 +1,4 @@
-"""What the tools share: mmseg's flags, how they make a config, and how a tool ends."""
+"""The flags of mmseg's tools, and the config that they describe."""
 
 import argparse
 import os
@@ -12,8 +12,8 @@ from bdd_seg.cli.config_check import KNOWN_KEYS
 from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.runtime.upstream.configs import load_config
 
-# What torchrun, srun and mpirun tell the processes that they start.
-_TOLD_BY = {
+# Per launcher, a variable that it sets for the processes that it starts, and its command.
+_LAUNCHED_BY = {
     'pytorch': ('RANK', 'torchrun --nproc-per-node=GPUS'),
     'slurm': ('SLURM_PROCID', 'srun'),
     'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
@@ -40,7 +40,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Options(DictAction):
-    """mmengine's, with words about what it cannot read, and with spaces in values that are no lists."""
+    """mmengine's ``DictAction``, with error messages, and with spaces in values that are no lists."""
 
     def __call__(
         self,
@@ -65,15 +65,15 @@ class _Options(DictAction):
 
 
 def config_from(args: argparse.Namespace) -> Config:
-    """The config that the flags of :func:`add_config_arguments` describe.
+    """Return the config that the flags of :func:`add_config_arguments` describe.
 
     Raises:
-        ConfigError: There is no such config, an option does not fit into it, or nothing tells this process
-            which of a launcher's processes it is.
+        ConfigError: There is no such config, an option does not fit into it, or the launcher that is given
+            has not started this process.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if args.launcher != 'none' and _TOLD_BY[args.launcher][0] not in os.environ:
-        variable, command = _TOLD_BY[args.launcher]
+    if args.launcher != 'none' and _LAUNCHED_BY[args.launcher][0] not in os.environ:
+        variable, command = _LAUNCHED_BY[args.launcher]
         raise ConfigError(f'--launcher {args.launcher}: {variable} is not set. Start the tool by {command}')
     cfg = load_config(args.config)
     cfg.launcher = args.launcher
@@ -85,6 +85,11 @@ def config_from(args: argparse.Namespace) -> Config:
 
 
 def _set_option(cfg: Config, key: str, value: Any) -> None:
+    """Override one setting.
+
+    Raises:
+        ConfigError: Nothing reads the key, or the value does not fit into the config.
+    """
     first = key.partition('.')[0]
     if first not in cfg and first not in KNOWN_KEYS:
         holders = [f'{name}.{key}' for name, part in cfg.items() if isinstance(part, dict) and first in part]
@@ -98,11 +103,11 @@ def _set_option(cfg: Config, key: str, value: Any) -> None:
 
 
 def add_hooks(cfg: Config, hooks: dict[str, str]) -> None:
-    """Give a run the hooks that every one should have, but those that its config sets to None.
+    """Add hooks to ``default_hooks``, but for those that the config sets to None or has among its own.
 
     Args:
         cfg: The whole config, changed in place.
-        hooks: Name among the ``default_hooks`` → type.
+        hooks: The type of each hook, by its name among the ``default_hooks``.
     """
     cfg.default_hooks = cfg.get('default_hooks') or {}
     given = {_class_name(hook.get('type')) for hook in cfg.get('custom_hooks') or []}
@@ -110,16 +115,16 @@ def add_hooks(cfg: Config, hooks: dict[str, str]) -> None:
         if cfg.default_hooks.setdefault(name, dict(type=kind)) is None or kind in given:
             del cfg.default_hooks[name]
         else:
-            cfg.default_hooks[name].setdefault('type', kind)  # it may have arguments only
+            cfg.default_hooks[name].setdefault('type', kind)  # the config may give arguments only
 
 
 def _class_name(kind: Any) -> str:
-    """Of a type as configs give it: a name, one with a scope such as ``mmseg.``, or the class."""
+    """Return the name of a type that a config gives as a name, a name with a scope, or a class."""
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def make_folder(path: str | Path, flag: str) -> None:
-    """Make a folder to write to, if it is not there.
+    """Make a folder to write to, if there is none.
 
     Args:
         path: The folder.

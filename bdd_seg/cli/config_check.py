@@ -1,4 +1,4 @@
-"""Config files, mmseg's own included."""
+"""Check a whole config before anything is built."""
 
 import inspect
 import logging
@@ -11,17 +11,17 @@ from mmengine.fileio import exists
 from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS, OPTIMIZERS
+from mmseg.registry import DATASETS
 
-from bdd_seg.cli.explain import naming_the_cause
+from bdd_seg.cli.parts import check_built, check_parts
 from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.runtime.upstream.configs import leaf_datasets
 
-# What a config may say to mmengine's Runner and to the tools: its arguments, and what they look up by name.
+# The keys that mmengine's Runner and the tools read: arguments of the Runner, and what is looked up by name.
 KNOWN_KEYS = {
     *inspect.signature(Runner).parameters,
     *inspect.signature(FlexibleRunner).parameters,
-    *('activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
+    *('activation_checkpointing', 'check_data', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
     *('find_unused_parameters', 'model_wrapper_cfg', 'resource_limit', 'runner_type', 'sync_bn'),
     *('tta_model', 'tta_pipeline'),
 }
@@ -32,28 +32,65 @@ _MODES = {
     'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
 }
 
+# The parts of a config that training and testing build, and those that both do.
+_PARTS = {
+    'train': (
+        *('model', 'train_dataloader', 'val_dataloader', 'train_cfg', 'val_cfg', 'val_evaluator'),
+        *('optim_wrapper', 'param_scheduler', 'runner_type'),
+    ),
+    'test': ('model', 'test_dataloader', 'test_cfg', 'test_evaluator', 'tta_model', 'tta_pipeline'),
+}
+_ALWAYS = ('default_hooks', 'custom_hooks', 'visualizer', 'log_processor', 'model_wrapper_cfg')
+
 
 def check_config(cfg: Config, mode: str) -> None:
-    """See before anything is built that a config has what is needed, and nothing that nobody reads.
+    """Check before anything is built that a config has all that is needed, and nothing that is misspelt.
 
-    A name like that of a key which is there, too, may be the user's own, and is warned of.
+    A key that resembles one which is there, too, may be the user's own. It causes a warning.
 
     Args:
         cfg: The whole config.
-        mode: What it is to be used for, ``'train'`` or ``'test'``.
+        mode: ``'train'`` or ``'test'``. It decides which parts of the config are needed and checked.
 
     Raises:
-        ConfigError: A key is missing, misspelt, of another kind, or a number that cannot be.
+        ConfigError: A key is missing, misspelt, of another kind, or a number out of its range; or a type, or
+            an argument of one, does not exist. The message begins with the key.
     """
+    _check_unknown_keys(cfg)
+    _check_needed_keys(cfg, mode)
+    for key in (
+        'model',
+        'train_dataloader',
+        'val_dataloader',
+        'test_dataloader',
+        'optim_wrapper',
+        'train_cfg',
+    ):
+        _check_dict(cfg.get(key), key)
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(key) is not None:
+            if 'dataset' not in cfg[key]:
+                raise ConfigError(f'{key} has no dataset')
+            _check_dict(cfg[key].dataset, f'{key}.dataset')
+    _check_dict((cfg.get('optim_wrapper') or {}).get('optimizer'), 'optim_wrapper.optimizer')
+    _check_lengths(cfg.get('train_cfg') or {})
+    check_parts(cfg, [*_PARTS[mode], *_ALWAYS], train=mode == 'train')
+
+
+def _check_unknown_keys(cfg: Config) -> None:
     for key, value in cfg.items():
-        if key not in KNOWN_KEYS and isinstance(value, dict | list):
-            similar = get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.9)
-            if similar:
-                problem = f"nobody reads the config's {key}. Did you mean {similar[0]}?"
-                if cfg.get(similar[0]) is None:
-                    advice = f'If it is a name of your own, take another, or pass --cfg-options {key}=None'
-                    raise ConfigError(f'{problem} {advice}')
-                print_log(problem, 'current', logging.WARNING)
+        if key in KNOWN_KEYS or not isinstance(value, dict | list):
+            continue
+        similar = get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.9)
+        if similar:
+            problem = f"nobody reads the config's {key}. Did you mean {similar[0]}?"
+            if cfg.get(similar[0]) is None:
+                advice = f'If it is a name of your own, take another, or pass --cfg-options {key}=None'
+                raise ConfigError(f'{problem} {advice}')
+            print_log(problem, 'current', logging.WARNING)
+
+
+def _check_needed_keys(cfg: Config, mode: str) -> None:
     for key in ('model', *_MODES[mode]):
         if cfg.get(key) is None:
             hint = similar_to(key, {*cfg} - KNOWN_KEYS)
@@ -65,27 +102,15 @@ def check_config(cfg: Config, mode: str) -> None:
                 f'the config has no {" and no ".join(lacking)}: {", ".join(keys)} belong together. Give '
                 'all of them, or set all to None'
             )
-    for key in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'optim_wrapper'):
-        _check_dict(cfg.get(key), key)
-    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if cfg.get(key) is not None:
-            if 'dataset' not in cfg[key]:
-                raise ConfigError(f'{key} has no dataset')
-            _check_dict(cfg[key].dataset, f'{key}.dataset')
-    _check_dict(cfg.get('train_cfg'), 'train_cfg')
+
+
+def _check_lengths(train_cfg: Mapping[str, Any]) -> None:
     for key in ('max_iters', 'max_epochs', 'val_interval'):
-        value = (cfg.get('train_cfg') or {}).get(key, 1)
+        value = train_cfg.get(key, 1)
         if key == 'val_interval' and value == float('inf'):  # no validation before the end
             continue
         if not isinstance(value, int | float) or value < 1 or value % 1:  # 8e4 is a float
             raise ConfigError(f'train_cfg.{key} must be a whole number from 1 on, got {value!r}')
-    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
-    if optimizer is not None:  # several have keys of their own
-        _check_dict(optimizer, 'optim_wrapper.optimizer')
-        name = optimizer.get('type')
-        if isinstance(name, str) and OPTIMIZERS.get(name) is None:  # mmengine takes the None for a class
-            hint = similar_to(name, {*OPTIMIZERS.module_dict, *OPTIMIZERS.parent.module_dict})
-            raise ConfigError(f'optim_wrapper.optimizer: no optimizer is called {name!r}.{hint}')
 
 
 def _check_dict(value: Any, key: str) -> None:
@@ -94,7 +119,7 @@ def _check_dict(value: Any, key: str) -> None:
 
 
 def check_datasets(cfg: Config, *dataloaders: str) -> None:
-    """See before anything is built that the data sets of a config are there.
+    """Check before anything is built that the data sets of a config are there.
 
     Args:
         cfg: The whole config.
@@ -106,14 +131,14 @@ def check_datasets(cfg: Config, *dataloaders: str) -> None:
     for key in dataloaders:
         if cfg.get(key) is not None:
             for settings, where in leaf_datasets(cfg[key].dataset, f'{key}.dataset'):
-                with naming_the_cause({}, f'{where}: '):
-                    _check_dataset(settings, where)
+                _check_dataset(settings, where)
 
 
 def _check_dataset(settings: dict[str, Any], where: str) -> None:
     kind = DATASETS.get(settings['type']) if isinstance(settings.get('type'), str) else None
     if kind is None or not issubclass(kind, BaseSegDataset):
         return
+    check_built(settings, where, DATASETS)
     advice = f'put the data set there, or pass --cfg-options {where}.data_root=FOLDER'
     try:
         dataset = DATASETS.build({**settings, 'lazy_init': True, 'pipeline': []})

@@ -1,64 +1,54 @@
 """The whole job on generated street scenes: a teacher, a student alone, the same student distilled.
 
-Everything that is trained or evaluated here runs through tools/train.py and tools/test.py, as a user would
-run it. What an earlier call finished is reused, and an interrupted training goes on where it stopped.
+Runs the study bdd_seg/study/demo.yaml and prints one table. Safe to interrupt: the same command goes on where
+it stopped, and reuses what is finished.
 """
 
 import argparse
-import hashlib
+import json
 import logging
-import subprocess
-import sys
+import os
+import shlex
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.analysis import get_model_complexity_info
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from prettytable import PrettyTable
 
+import bdd_seg.study
 from bdd_seg.cli.errors import one_line_errors
+from bdd_seg.cli.scenes import draw
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.resume import latest_checkpoint
+from bdd_seg.runtime.upstream.atomic_files import write_json
+from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.configs import load_config
-from bdd_seg.study.logs import read_scores, seconds_per_iteration
+from bdd_seg.study.configs import reference_runs
+from bdd_seg.study.logs import seconds_per_iteration
+from bdd_seg.study.processes import interrupt_on_signals
+from bdd_seg.study.session import Session, say
+from bdd_seg.study.settings import Preparation, Reference, Study, find_file, load_study
 
-TOOLS = Path(__file__).parent
-CONFIGS = TOOLS.parent / 'configs'
-SCENES = ['--train', 600, '--val', 100]
+STUDY = Path(bdd_seg.study.__file__).with_name('demo.yaml')
+SCENES = (600, 100)  # of the train and the val split
 SIZE = (128, 256)
-TEACHER = CONFIGS / 'pspnet/pspnet_r50-d8-w16_1xb8-demo_street-scenes-96x192.py'
-STUDENT = CONFIGS / 'pspnet/pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py'
-DISTILLED = CONFIGS / 'bdd/bdd_pspnet_r50-d8-w16_pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py'
-
-
-@dataclass
-class Run:
-    """One row of the table."""
-
-    name: str
-    config: Path
-    work_dir: Path
-    options: dict[str, object]
-
-    @property
-    def cfg(self) -> Config:
-        return load_config(self.config)
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.work_dir / f'iter_{self.cfg.train_cfg.max_iters}.pth'
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument('--data', default='data/street_scenes', help='folder of the generated scenes')
-    parser.add_argument('--work-dir', default='work_dirs/demo', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--data', type=Path, default='data/street_scenes', help='folder of the generated scenes'
+    )
+    parser.add_argument(
+        '--work-dir', type=Path, default='work_dirs/demo', help='folder for logs and checkpoints'
+    )
     parser.add_argument('--seed', type=int, default=0, help='seed of the three trainings')
     return parser.parse_args()
 
@@ -68,119 +58,94 @@ def main() -> None:
     """Run the command."""
     args = parse_args()
     start = time.monotonic()
-    say('Street scenes (generated, in the layout of Cityscapes)')
-    command(TOOLS / 'make_street_scenes.py', '--out', args.data, *SCENES, '--size', *SIZE)
-    folder = Path(args.work_dir)
-    teacher = Run('teacher PSPNet-R50', TEACHER, folder / 'teacher', {})
-    student = Run('student PSPNet-R18, alone', STUDENT, folder / 'student', {})
-    distilled = Run(
-        'student PSPNet-R18, distilled',
-        DISTILLED,
-        folder / 'distilled',
-        {'model.teacher.checkpoint': teacher.checkpoint},
-    )
-    rows = []
-    for run in (teacher, student, distilled):
-        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            run.options[f'{loader}.dataset.data_root'] = args.data
-        run.options['randomness.seed'] = args.seed
-        say(f'{run.name}: train')
-        train(run)
-        say(f'{run.name}: test')
-        rows.append((run, test(run)))
-    print_table(rows, args.seed, time.monotonic() - start)
+    interrupt_on_signals()
+    study = load_study(STUDY)
+    if study.teacher is None:
+        raise ConfigError(f'study {str(STUDY)!r} names no teacher')
+    checkpoint = args.work_dir / 'teacher' / study.teacher.checkpoint.name
+    study = place(study, study.teacher, args.data, checkpoint, args.seed)
+    say('== Street scenes (generated, in the layout of Cityscapes)')
+    draw(args.data, SCENES, SIZE, seed=0, workers=os.cpu_count() or 1)
+    claim_teacher(study, checkpoint, args.seed)
+    session = Session(study, args.work_dir, f'python tools/demo.py --seed {args.seed}', jobs=1)
+    session.run()
+    print_table(session, checkpoint, args.seed, time.monotonic() - start)
 
 
-def train(run: Run) -> None:
-    """Train, unless this very run is finished already."""
-    options = [f'{key}={value}' for key, value in run.options.items()]
-    settings = hashlib.sha256((run.cfg.pretty_text + str(options)).encode()).hexdigest()
-    stamp = run.work_dir / 'settings.sha256'
-    if stamp.exists() and stamp.read_text() != settings:
+def place(study: Study, teacher: Reference, data: Path, checkpoint: Path, seed: int) -> Study:
+    """Return the study with the scenes, the teacher and the seed that the flags give.
+
+    The preparation is the training of the teacher alone: the scenes are drawn before.
+    """
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    roots = {f'{loader}.dataset.data_root': str(data) for loader in loaders}
+    flags = [f'{key}={value}' for key, value in {**roots, 'randomness.seed': seed}.items()]
+    # Of a flag that is given twice the later one counts.
+    training = shlex.split(study.prepare[-1].run)
+    training += ['--work-dir', str(checkpoint.parent), '--cfg-options', *flags]
+    changes = {
+        'seeds': [seed],
+        'options': {**study.options, **roots},
+        'distilled_options': {**study.distilled_options, 'model.teacher.checkpoint': str(checkpoint)},
+        'teacher': teacher.model_copy(update={'checkpoint': checkpoint}),
+        'prepare': [Preparation(run=shlex.join(training), creates=checkpoint)],
+    }
+    return study.model_copy(update=changes)
+
+
+def claim_teacher(study: Study, checkpoint: Path, seed: int) -> None:
+    """Check that the teacher's folder holds no training with other settings, and note those of this one.
+
+    Raises:
+        ConfigError: It holds one.
+    """
+    note = checkpoint.parent / 'demo_settings.json'
+    settings = {'config_sha256': reference_runs(study)[0].sha256, 'seed': seed}
+    latest = latest_checkpoint(checkpoint.parent)
+    if note.exists():
+        same = json.loads(note.read_text()) == settings
+    else:  # nothing yet, or the training by a study's preparation
+        same = latest is None or load_checkpoint(latest)['meta'].get('seed') == seed
+    if not same:
         raise ConfigError(
-            f'{run.work_dir} holds a run with other settings; delete it or choose another --work-dir'
+            f'{checkpoint.parent} holds a run with other settings; delete it or choose another --work-dir'
         )
-    if run.checkpoint.exists():
-        print(f'reusing {run.checkpoint}')
-        return
-    run.work_dir.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(settings)
-    command(
-        TOOLS / 'train.py', run.config, '--work-dir', run.work_dir, '--resume', '--cfg-options', *options,
-        log=run.work_dir / 'train.log',
-    )  # fmt: skip
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    write_json(note, settings)
 
 
-def test(run: Run) -> float:
-    """mIoU in percent on the validation scenes, by tools/test.py; that of an earlier call is reused."""
-    work_dir = run.work_dir / 'test'
-    finished = work_dir.glob('*/*.json')
-    if any(path.stat().st_mtime > run.checkpoint.stat().st_mtime for path in finished):
-        print(f'reusing {work_dir}')
-        return read_scores(work_dir)['mIoU']
-    options = [f'{key}={value}' for key, value in run.options.items()]
-    command(
-        TOOLS / 'test.py', run.config, run.checkpoint, '--work-dir', work_dir, '--cfg-options', *options,
-        log=run.work_dir / 'test.log',
-    )  # fmt: skip
-    return read_scores(work_dir)['mIoU']
-
-
-def complexity(run: Run) -> tuple[float, float]:
-    """Parameters in millions and GFLOPs (multiply-adds) of one scene, of what is left after training."""
-    logging.disable(logging.WARNING)  # the analysis tells of each operator that costs nothing
-    with DefaultScope.overwrite_default_scope('mmseg'), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        model = revert_sync_batchnorm(MODELS.build(run.cfg.model)).eval()
-    info = get_model_complexity_info(model, (3, *SIZE), show_table=False, show_arch=False)
-    logging.disable(logging.NOTSET)
-    return info['params'] / 1e6, info['flops'] / 1e9
-
-
-def print_table(rows: list[tuple[Run, float]], seed: int, seconds: float) -> None:
+def print_table(session: Session, checkpoint: Path, seed: int, seconds: float) -> None:
+    """Print a row for the teacher and each student, and the gain."""
+    results = session.results()
+    finished = {**results.references(), **results.finished('iterations')}
     table = PrettyTable(['model', 'parameters (M)', 'GFLOPs', 'mIoU (%)', 'seconds per iteration'])
     table.align = 'r'
     table.align['model'] = 'l'
-    for run, miou in rows:
-        parameters, flops = complexity(run)
-        numbers = (
-            f'{parameters:.2f}',
-            f'{flops:.2f}',
-            f'{miou:.2f}',
-            f'{seconds_per_iteration(run.work_dir):.3f}',
-        )
-        table.add_row([run.name, *numbers])
-    gain = rows[2][1] - rows[1][1]
+    mious = {}
+    for method, runs in finished.items():
+        (run,) = runs.values()
+        mious[method] = run.scores['val'].miou
+        parameters, flops = complexity(find_file(results.methods[method].config))
+        pace = run.seconds_per_iteration or seconds_per_iteration(checkpoint.parent)
+        numbers = f'{parameters:.2f}', f'{flops:.2f}', f'{mious[method]:.2f}', f'{pace:.3f}'
+        table.add_row([results.label(method), *numbers])
+    gain = mious['distilled'] - mious['alone']
     print(f'\n{table}')
-    print(f'synthetic scenes {SIZE[0]}x{SIZE[1]}, seed {seed}; distilled against alone: '
-          f'{gain:+.2f} mIoU; {seconds / 60:.1f} minutes')  # fmt: skip
+    print(
+        f'synthetic scenes {SIZE[0]}x{SIZE[1]}, seed {seed}; distilled against alone: {gain:+.2f} mIoU; '
+        f'{seconds / 60:.1f} minutes'
+    )
 
 
-def command(tool: Path, *arguments: object, log: Path | None = None) -> None:
-    """Run one of the tools; with a log only the lines that tell progress are shown, the rest goes there.
-
-    Raises:
-        ConfigError: The tool failed.
-    """
-    line = [sys.executable, str(tool), *map(str, arguments)]
-    if subprocess.run(line).returncode if log is None else show_progress(line, log):
-        raise ConfigError(f'tools/{tool.name} failed{f"; see {log}" if log else ""}')
-
-
-def show_progress(line: list[str], log: Path) -> int:
-    with log.open('w') as file, subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for text in process.stdout:
-            file.write(text)
-            if 'Iter(' in text or text.startswith('error: '):
-                print(text.rpartition(' - INFO - ')[2].rstrip(), flush=True)
-        return process.wait()
-
-
-def say(text: str) -> None:
-    print(f'\n== {text}', flush=True)
+def complexity(config: Path) -> tuple[float, float]:
+    """Return the parameters in millions and the GFLOPs (multiply-adds) for one scene."""
+    logging.disable(logging.WARNING)  # the analysis warns of each operator that costs nothing
+    with DefaultScope.overwrite_default_scope('mmseg'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        model = revert_sync_batchnorm(MODELS.build(load_config(config).model)).eval()
+    info = get_model_complexity_info(model, (3, *SIZE), show_table=False, show_arch=False)
+    logging.disable(logging.NOTSET)
+    return info['params'] / 1e6, info['flops'] / 1e9
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """End a command with one line where its user can mend the cause."""
 
 import gc
+import inspect
 import os
 import pickle
 import sys
@@ -10,8 +11,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import distributed
+from torch._utils import ExceptionWrapper
 
 from bdd_seg.errors import ConfigError
+
+# Where torch raises anew what a process of a data loader has raised.
+_WORKER_ERRORS = str(inspect.getsourcefile(ExceptionWrapper))
 
 
 @contextmanager
@@ -39,12 +44,28 @@ def one_line_errors(if_interrupted: str = 'interrupted') -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(if_interrupted)
     except Exception as error:
-        error.__suppress_context__ = False  # mmengine hides where a hook's TypeError comes from
+        # mmengine raises the TypeError of a hook anew, and hides where it comes from.
+        error.__suppress_context__ = False
         traceback.print_exception(error)
-        sys.exit(f'error: {type(error).__name__}: {" ".join(str(error).split())}{_hint(error)}')
+        sys.exit(f'error: {type(error).__name__}: {reason(error)}{_advice(error)}')
 
 
-def _hint(error: Exception) -> str:
+def reason(error: BaseException) -> str:
+    """Return the message of an exception on one line.
+
+    An assertion without a message is told by its source, and an exception from a process of a data loader,
+    whose message is a whole traceback, by the last line of that.
+    """
+    text = str(error).strip()
+    raised_at = traceback.extract_tb(error.__traceback__)[-1:]
+    if not text and isinstance(error, AssertionError) and raised_at and raised_at[0].line:
+        return f'{raised_at[0].line} does not hold'
+    if text and raised_at and raised_at[0].filename == _WORKER_ERRORS:
+        text = text.splitlines()[-1]
+    return ' '.join(text.split())
+
+
+def _advice(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return '. Lower the batch_size of the data loader or the crop, or train with --amp'
     if distributed.is_initialized() and distributed.get_world_size() > 1:

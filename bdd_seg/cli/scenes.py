@@ -1,7 +1,5 @@
 """Write a data set of procedural street scenes in Cityscapes' layout."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -10,16 +8,19 @@ from pathlib import Path
 
 import cv2
 
+from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.datasets.street_scenes import contact_sheet, draw_scene, scene_rng, write_dataset
+from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.atomic_files import write_atomically
 
 SHEET_SCENES = 4
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Run it again after an interruption, or for more scenes: it draws what is missing.',
+        epilog='Run it again after an interruption, or for more scenes: it draws those that are missing.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('--out', type=Path, default='data/street_scenes', help='folder to write')
@@ -31,10 +32,45 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='another seed, other scenes')
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes that draw')
     parser.add_argument(
-        '--sheet', type=Path, metavar='FILE.png', default=argparse.SUPPRESS,
+        '--sheet',
+        type=Path,
+        metavar='FILE.png',
+        default=argparse.SUPPRESS,
         help=f'also write the first {SHEET_SCENES} val scenes beside their coloured labels',
-    )  # fmt: skip
+    )
     return parser.parse_args()
+
+
+@one_line_errors('stopped; the same command goes on from here')
+def main() -> None:
+    """Run the command."""
+    args = parse_args()
+    draw(args.out, (args.train, args.val), args.size, args.seed, args.workers)
+    if 'sheet' in args:
+        write_sheet(args.sheet, args.seed, *args.size)
+
+
+def draw(root: Path, counts: tuple[int, int], size: tuple[int, int], seed: int, workers: int) -> None:
+    """Draw the scenes that a folder lacks, with a line that tells the progress.
+
+    Args:
+        root: The folder.
+        counts: Scenes in the train and in the val split.
+        size: Height and width in pixels.
+        seed: Another seed, other scenes.
+        workers: Processes that draw.
+
+    Raises:
+        ConfigError: A number is out of its range, or the folder cannot be written to or holds other scenes.
+    """
+    try:
+        drawn = write_dataset(root, *counts, *size, seed, workers, Progress())
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # below the line that tells the progress
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    print(f'{root}: {drawn} scenes drawn, {sum(counts) - drawn} were there already', flush=True)
 
 
 class Progress:
@@ -59,31 +95,20 @@ class Progress:
 
 
 def write_sheet(path: Path, seed: int, height: int, width: int) -> None:
-    """Write the contact sheet of the first val scenes."""
+    """Write the contact sheet of the first val scenes.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
     scenes = [draw_scene(scene_rng(seed, 'val', i), height, width) for i in range(SHEET_SCENES)]
     smallest = (cv2.IMWRITE_PNG_COMPRESSION, 9)
-    data = cv2.imencode('.png', contact_sheet(scenes)[..., ::-1], smallest)[1]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())
-
-
-def main() -> str | int:
-    """Run the tool; return 0, or what went wrong."""
-    args = parse_args()
-    height, width = args.size
-    counts = args.train, args.val
+    image = cv2.imencode('.png', contact_sheet(scenes)[..., ::-1], smallest)[1]
     try:
-        drawn = write_dataset(args.out, *counts, height, width, args.seed, args.workers, Progress())
-        if 'sheet' in args:
-            write_sheet(args.sheet, args.seed, height, width)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 'stopped; the same command goes on from here'
-    except (ValueError, OSError) as error:
-        return f'error: {error}'
-    print(f'{args.out}: {drawn} scenes drawn, {sum(counts) - drawn} were there already')
-    return 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, image.tobytes())
+    except OSError as error:
+        raise ConfigError(f'--sheet {str(path)!r} cannot be written: {error.strerror}') from error
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -7,17 +7,21 @@ import matplotlib.pyplot as plt
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from bdd_seg.cli.arguments import add_config_arguments, add_hooks, config_from, make_folder
-from bdd_seg.cli.config_check import check_config, check_datasets
+from bdd_seg.cli.arguments import add_config_arguments, make_folder
 from bdd_seg.cli.errors import one_line_errors
-from bdd_seg.cli.explain import naming_the_cause
+from bdd_seg.cli.steps import prepare
 from bdd_seg.errors import ConfigError
-from bdd_seg.runtime.upstream.processes import join_processes
 
-HOOKS = {'batch_check': 'BatchCheckHook', 'checkpoint_fits': 'CheckpointFitsHook'}
+
+@one_line_errors()
+def main() -> None:
+    """Run the command."""
+    cfg = prepare(parse_args(), 'test', apply_flags)
+    Runner.from_cfg(cfg).test()
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -31,37 +35,31 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@one_line_errors()
-def main() -> None:
-    """Run the command."""
-    args = parse_args()
-    cfg = config_from(args)
-    join_processes(cfg)
-    check_config(cfg, 'test')
+def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
+    """Change the config as the checkpoint and the flags say.
+
+    Raises:
+        ConfigError: There is no such checkpoint, or the config lacks a setting that a flag needs.
+    """
     cfg.load_from = args.checkpoint
     if not os.path.exists(args.checkpoint) and '://' not in args.checkpoint:
         raise ConfigError(f'checkpoint {args.checkpoint!r} does not exist')
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
     if args.tta:
-        for key in ('tta_pipeline', 'tta_model'):
-            if cfg.get(key) is None:
-                raise ConfigError(f'--tta needs a {key} in the config, as configs/_base_ has them')
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.tta_model.module = cfg.model
-        cfg.model = cfg.tta_model
+        augment(cfg)
     if args.out is not None:
         make_folder(args.out, '--out')
         cfg.test_evaluator['output_dir'] = args.out
         cfg.test_evaluator['keep_results'] = True
-    check_datasets(cfg, 'test_dataloader')
-    add_hooks(cfg, HOOKS)
-    make_folder(cfg.work_dir, '--work-dir')
-    with naming_the_cause(cfg):
-        Runner.from_cfg(cfg).test()
 
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Let the visualization hook paint predictions, as ``--show`` and ``--show-dir`` ask.
+
+    Raises:
+        ConfigError: The config has no such hook, or there is no display to show them on.
+    """
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
         raise ConfigError(
@@ -69,13 +67,27 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
         )
     hook['draw'] = True
     if args.show:
-        if plt.get_backend().lower() == 'agg':  # what matplotlib falls back to, and shows nothing
+        if plt.get_backend().lower() == 'agg':  # the backend that matplotlib falls back to, which shows none
             raise ConfigError('--show needs a display, and there is none. --show-dir FOLDER needs none')
         hook['show'] = True
         hook['wait_time'] = args.wait_time
     if args.show_dir:
         make_folder(args.show_dir, '--show-dir')
         cfg.visualizer['save_dir'] = args.show_dir
+
+
+def augment(cfg: Config) -> None:
+    """Replace the test pipeline and the model by those for test-time augmentation.
+
+    Raises:
+        ConfigError: The config has none.
+    """
+    for key in ('tta_pipeline', 'tta_model'):
+        if cfg.get(key) is None:
+            raise ConfigError(f'--tta needs a {key} in the config, as configs/_base_ has them')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.tta_model.module = cfg.model
+    cfg.model = cfg.tta_model
 
 
 if __name__ == '__main__':

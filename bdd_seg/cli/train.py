@@ -7,25 +7,23 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
-from bdd_seg.cli.arguments import add_config_arguments, add_hooks, config_from, make_folder
-from bdd_seg.cli.config_check import check_config, check_datasets
+from bdd_seg.cli.arguments import add_config_arguments
 from bdd_seg.cli.errors import one_line_errors
-from bdd_seg.cli.explain import naming_the_cause
+from bdd_seg.cli.steps import prepare
 from bdd_seg.errors import ConfigError
-from bdd_seg.runtime.guards.resume import latest_checkpoint
-from bdd_seg.runtime.upstream.processes import join_processes
-from bdd_seg.teachers.cached.pipeline import read_teacher_cache
+from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 
-HOOKS = {
-    'batch_check': 'BatchCheckHook',
-    'checkpoint_fits': 'CheckpointFitsHook',
-    'exact_resume': 'ExactResumeHook',
-    'finite': 'FiniteLossHook',
-    'loss_state': 'LossStateHook',
-}
+
+@one_line_errors('interrupted; --resume goes on from the latest checkpoint')
+def main() -> None:
+    """Run the command."""
+    cfg = prepare(parse_args(), 'train', apply_flags)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
 
 
 def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument(
@@ -37,29 +35,21 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@one_line_errors('interrupted; --resume goes on from the latest checkpoint')
-def main() -> None:
-    """Run the command."""
-    args = parse_args()
-    cfg = config_from(args)
-    join_processes(cfg)
-    check_config(cfg, 'train')
+def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
+    """Change the config as ``--resume`` and ``--amp`` say."""
     cfg.resume = args.resume
     if args.resume and 'load_from' not in (args.cfg_options or {}):
         resume(cfg)
     if args.amp:
         enable_amp(cfg)
-    add_hooks(cfg, HOOKS)
-    check_datasets(cfg, 'train_dataloader', 'val_dataloader')
-    read_teacher_cache(cfg)
-    make_folder(cfg.work_dir, '--work-dir')
-    with naming_the_cause(cfg):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        runner.train()
 
 
 def resume(cfg: Config) -> None:
-    """Go on from the work dir's latest checkpoint; where there is none yet, begin."""
+    """Go on from the work dir's latest checkpoint; begin where there is none yet.
+
+    Raises:
+        ConfigError: There are checkpoints, and none can be read.
+    """
     latest = latest_checkpoint(cfg.work_dir)
     cfg.resume = latest is not None
     if latest is None:
@@ -69,6 +59,11 @@ def resume(cfg: Config) -> None:
 
 
 def enable_amp(cfg: Config) -> None:
+    """Choose the optimizer wrapper for mixed precision on this machine.
+
+    Raises:
+        ConfigError: The config has another optimizer wrapper.
+    """
     kind = cfg.optim_wrapper.type
     amp_wrappers = ('AmpOptimWrapper', 'BFloat16OptimWrapper')
     if kind in amp_wrappers:

@@ -14,14 +14,32 @@ class CamVidDataset(BaseSegDataset):
 
     METAINFO = {
         'classes': (
-            'sky', 'building', 'pole', 'road', 'sidewalk', 'tree', 'sign', 'fence', 'car', 'pedestrian',
+            'sky',
+            'building',
+            'pole',
+            'road',
+            'sidewalk',
+            'tree',
+            'sign',
+            'fence',
+            'car',
+            'pedestrian',
             'bicyclist',
         ),
         'palette': [
-            [128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [0, 0, 192], [128, 128, 0],
-            [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192],
+            [128, 128, 128],
+            [128, 0, 0],
+            [192, 192, 128],
+            [128, 64, 128],
+            [0, 0, 192],
+            [128, 128, 0],
+            [192, 128, 128],
+            [64, 64, 128],
+            [64, 0, 128],
+            [64, 64, 0],
+            [0, 128, 192],
         ],
-    }  # fmt: skip
+    }
 
     def __init__(self, img_suffix: str = '.jpg', seg_map_suffix: str = '.png', **kwargs: Any) -> None:
         super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)

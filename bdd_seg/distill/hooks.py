@@ -1,4 +1,4 @@
-"""What a run does for its distillation losses besides computing them."""
+"""Hooks of distillation losses: the schedule of a setting, and weights kept for resuming."""
 
 import logging
 from collections.abc import Sequence
@@ -50,11 +50,11 @@ class LossStateHook(Hook):
 
 @HOOKS.register_module()
 class LossScheduleHook(Hook):
-    """Moves a setting of a distillation loss from one value to another while training.
+    """Moves a setting of a distillation loss linearly from one value to another while training.
 
-    Linearly in the number of the iteration, and from that alone: a resumed run goes on as it would have.
-    Several hooks make several schedules. ``BDDLoss`` has for instance ``loss_weight`` and its balance,
-    ``forward_weight`` and ``reverse_weight``.
+    The value follows from the number of the iteration alone, so a resumed run goes on as it would have.
+    Several hooks make several schedules. Settings of ``BDDLoss`` are for instance ``loss_weight``, and its
+    balance: ``forward_weight`` and ``reverse_weight``.
 
     Args:
         loss_name: Which of the ``distill_losses``, by its ``loss_name``.
@@ -111,5 +111,5 @@ class LossScheduleHook(Hook):
 
 
 def _distill_losses(runner: Runner) -> Sequence[Any]:
-    """The losses of the run's ``SegDistiller``, none where the model is another."""
+    """Return the losses of the run's ``SegDistiller``, none where the model is another."""
     return getattr(unwrapped(runner.model), 'distill_losses', ())

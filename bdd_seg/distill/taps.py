@@ -1,4 +1,4 @@
-"""Reading what a module inside a network put out, without touching the network's code."""
+"""Read the output of a module inside a network, without touching the network's code."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -29,9 +29,9 @@ class Tap:
         names: Dotted module names, as ``model.named_modules()`` gives them.
 
     Raises:
-        ConfigError: A name that is no module of the network (on creation), a module that did not run,
-            whose output is not one tensor, or is changed in place by a later one (when the ``with`` block
-            ends). It lists names nearby.
+        ConfigError: On creation, a name that is no module of the network. When the ``with`` block ends, a
+            module that did not run, whose output is not one tensor, or whose output a later module changed in
+            place. The message lists names nearby.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
@@ -86,7 +86,7 @@ class Tap:
 
 
 def nearby_modules(model: nn.Module, name: str, count: int = 6) -> list[str]:
-    """The module names most like ``name``: children of its longest existing prefix, then similar ones."""
+    """Return module names like ``name``: similar ones, then children of its longest existing prefix."""
     names = [module for module, _ in model.named_modules() if module]
     prefix = name
     while prefix and prefix not in names:
@@ -98,7 +98,7 @@ def nearby_modules(model: nn.Module, name: str, count: int = 6) -> list[str]:
 
 
 def default_tap(model: BaseSegmentor) -> str:
-    """The layer that puts out the logits: ``conv_seg`` of the decode head, the last one of a cascade."""
+    """Return the name of the layer that puts out the logits: ``conv_seg`` of the (last) decode head."""
     if isinstance(model.decode_head, nn.ModuleList):
         return f'decode_head.{len(model.decode_head) - 1}.conv_seg'
     return 'decode_head.conv_seg'

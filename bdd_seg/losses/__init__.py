@@ -1,5 +1,10 @@
-from bdd_seg.losses.bdd import BDDLoss
-from bdd_seg.losses.divergences import balance_divergence
-from bdd_seg.losses.feature_mse import FeatureMSELoss
+"""Distillation losses and their mathematics. ``divergences`` has the formulas, one file each the methods."""
 
-__all__ = ['BDDLoss', 'FeatureMSELoss', 'balance_divergence']
+from bdd_seg.losses.base import DistillLoss, Pair
+from bdd_seg.losses.bdd import BDDLoss
+from bdd_seg.losses.cwd import CWDLoss
+from bdd_seg.losses.feature_mse import FeatureMSELoss
+from bdd_seg.losses.fused import balance_divergence
+from bdd_seg.losses.kd import KDLoss
+
+__all__ = ['BDDLoss', 'CWDLoss', 'DistillLoss', 'FeatureMSELoss', 'KDLoss', 'Pair', 'balance_divergence']

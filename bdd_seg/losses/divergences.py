@@ -1,34 +1,39 @@
-"""Forward and reverse KL divergence between a teacher's and a student's logits.
+"""Forward and reverse KL divergence between a teacher's and a student's logits, as the papers write them.
 
-Everything that distils logits in this package is a setting of :func:`balance_divergence`. With p the
-teacher's and q the student's distribution, both softened by a temperature τ,
+With p the teacher's and q the student's distribution, both softened by a temperature τ,
 
     FKL(τ) = τ² · mean over distributions of Σ p·log(p/q)
     RKL(τ) = τ² · mean over distributions of Σ q·log(q/p)
+    BDD    = α·FKL(τ_f) + β·RKL(τ_r)
 
-Classical knowledge distillation (https://arxiv.org/abs/1503.02531) is FKL in the pixel domain,
-channel-wise distillation (https://arxiv.org/abs/2011.13256) is FKL in the channel domain, and balance
-divergence distillation (https://arxiv.org/abs/2501.07804) is the weighted sum of FKL and RKL.
+A distribution runs over the C classes of one position (domain ``'pixel'``) or over the H·W positions of one
+class (domain ``'channel'``). Classical knowledge distillation (https://arxiv.org/abs/1503.02531) is FKL in
+the pixel domain, channel-wise distillation (https://arxiv.org/abs/2011.13256) is FKL in the channel domain,
+and balance divergence distillation (https://arxiv.org/abs/2501.07804) is the weighted sum of both terms.
+
+These forms are for reading and for tests. The losses call :mod:`bdd_seg.losses.fused`, which computes the
+same in less time and memory.
 """
-
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 DOMAINS = {'pixel': 1, 'channel': 2}
 """The axis of (N, C, H·W) logits that a distribution runs over."""
 
-# Logits worked on at a time. On a CPU the temporaries of one block stay in the cache; an accelerator
-# wants few, large kernels instead.
-_BLOCK = {'cpu': 2**18}
-_BLOCK_ACCELERATOR = 2**22
+MASKED = -1e30
+"""Written over logits that do not count. A softmax gives them probability 0 beside anything else, and two
+distributions with nothing else in them are equal."""
 
-# Written over logits that do not count. Low enough to vanish from a softmax that has anything else in
-# it, and the same for both networks, so that a distribution with nothing else in it has divergence 0.
-_MASKED = -1e30
+
+def forward_kl(log_p: Tensor, log_q: Tensor, dim: int) -> Tensor:
+    """Return KL(P‖Q) along ``dim`` for the teacher's log P and the student's log Q."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim)
+
+
+def reverse_kl(log_p: Tensor, log_q: Tensor, dim: int) -> Tensor:
+    """Return KL(Q‖P) along ``dim`` for the teacher's log P and the student's log Q."""
+    return forward_kl(log_q, log_p, dim)
 
 
 def balance_divergence(
@@ -42,191 +47,72 @@ def balance_divergence(
     reverse_weight: float = 1.0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Weighted sum of the forward and the reverse KL divergence, ``α·FKL(τ_f) + β·RKL(τ_r)``.
+    """Return α·FKL(τ_f) + β·RKL(τ_r), in the dtype of the logits.
 
-    P is the teacher's softened softmax, Q the student's. The mean is over distributions: N·H·W of size
-    C in the pixel domain, N·C of size H·W in the channel domain. Computed in float32 (float64 for
-    float64 input). The gradient is the closed form, worked out in the forward pass block by block: besides
-    both inputs one tensor of the student's size is kept for the backward pass, and no softmax.
+    Arguments are those of :func:`bdd_seg.losses.fused.balance_divergence`.
+    """
+    check_settings(domain, tau_forward, tau_reverse, forward_weight, reverse_weight)
+    check_tensors(student_logits, teacher_logits, mask)
+    dim = DOMAINS[domain]
+    total = student_logits.new_zeros(())
+    terms = ((forward_kl, tau_forward, forward_weight), (reverse_kl, tau_reverse, reverse_weight))
+    for divergence, tau, weight in terms:
+        log_p = log_softmax(teacher_logits.detach() / tau, dim, mask)
+        log_q = log_softmax(student_logits / tau, dim, mask)
+        total = total + weight * tau**2 * mean_over_distributions(divergence(log_p, log_q, dim), dim, mask)
+    return total
 
-    With D distributions no element of the gradient exceeds (α·τ_f + β·S/4)/D, where S is the spread of
-    ``student_logits - teacher_logits``: at logits up to 6e4 float16 holds it for α = β = 1. Where a weight
-    or a scale on top leads beyond float16's range, it is infinite and not cut off, so that ``GradScaler``
-    sees it.
+
+def log_softmax(logits: Tensor, dim: int, mask: Tensor | None) -> Tensor:
+    """Return log-probabilities (N, C, H·W) along ``dim``, without the positions that do not count."""
+    flat = logits.flatten(2)
+    return (flat if mask is None else flat.masked_fill(~mask.flatten(1)[:, None], MASKED)).log_softmax(dim)
+
+
+def mean_over_distributions(values: Tensor, dim: int, mask: Tensor | None) -> Tensor:
+    """Return the mean of one value per distribution, over those that have a position that counts.
 
     Args:
-        student_logits: (N, C, H, W), finite, of any floating dtype and memory format. Receives the
-            gradient.
-        teacher_logits: (N, C, H, W), the same shape. Treated as a constant.
-        domain: What a distribution runs over: ``'pixel'`` (the C classes of one position) or
-            ``'channel'`` (the H·W positions of one class).
-        tau_forward: Temperature of the forward divergence KL(P‖Q), > 0.
-        tau_reverse: Temperature of the reverse divergence KL(Q‖P), > 0.
-        forward_weight: α, the weight of the forward divergence.
-        reverse_weight: β, the weight of the reverse divergence.
-        mask: (N, H, W) bool, True where a position counts. In the pixel domain positions that do not
-            count leave the mean, in the channel domain they leave both softmaxes (and images without
-            any position leave the mean). A mask that excludes everything gives 0.
+        values: (N, H·W) in the pixel domain, (N, C) in the channel domain.
+        dim: 1 or 2, as in :data:`DOMAINS`.
+        mask: (N, H, W) bool.
+    """
+    if mask is None:
+        return values.mean()
+    counts = mask.flatten(1) if dim == 1 else mask.flatten(1).any(1, keepdim=True)
+    counts = counts.expand_as(values)
+    return (values * counts).sum() / counts.sum().clamp(min=1)
 
-    Returns:
-        The divergence, a scalar of dtype float32 (float64 for float64 input).
+
+def check_settings(
+    domain: str,
+    tau_forward: float,
+    tau_reverse: float,
+    forward_weight: float = 1.0,
+    reverse_weight: float = 1.0,
+) -> None:
+    """Check a domain, temperatures and weights.
 
     Raises:
-        ValueError: Shapes differ, or an unknown domain, or a temperature that is not positive.
-        TypeError: Logits that are not floating point, or a mask that is not bool.
+        ValueError: An unknown domain, a temperature that is not positive, or a weight that is no number.
     """
-    check_settings(domain, tau_forward, tau_reverse)
-    _check_tensors(student_logits, teacher_logits, mask)
-    terms = [(tau_forward, forward_weight, 0.0), (tau_reverse, 0.0, reverse_weight)]
-    if tau_forward == tau_reverse:
-        terms = [(tau_forward, forward_weight, reverse_weight)]
-    terms = [term for term in terms if any(term[1:])] or terms[:1]
-    teacher_logits = teacher_logits.detach()
-    if teacher_logits.is_inference():  # which autograd cannot keep
-        teacher_logits = teacher_logits.clone()
-    with_gradient = student_logits.requires_grad and torch.is_grad_enabled()
-    return _BalanceDivergence.apply(
-        student_logits, teacher_logits, mask, DOMAINS[domain], terms, with_gradient
-    )
-
-
-class _BalanceDivergence(torch.autograd.Function):
-    """``terms`` holds (temperature, forward weight, reverse weight), each with its own softmax."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        mask: Tensor | None,
-        dim: int,
-        terms: list[tuple[float, float, float]],
-        with_gradient: bool,
-    ) -> Tensor:
-        total, gradient = _evaluate(student_logits, teacher_logits, mask, dim, terms, with_gradient)
-        count = _count_distributions(student_logits.shape, dim, mask)
-        ctx.save_for_backward(student_logits, teacher_logits, mask)
-        ctx.gradient, ctx.count, ctx.dim, ctx.terms = gradient, count, dim, terms
-        return (total / count).to(torch.promote_types(student_logits.dtype, torch.float32))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        # Given away and scaled in place, so that there is never a second tensor of this size. A second
-        # backward pass through the same graph works it out anew.
-        gradient, ctx.gradient = ctx.gradient, None
-        student_logits, teacher_logits, mask = ctx.saved_tensors
-        if gradient is None:
-            _, gradient = _evaluate(student_logits, teacher_logits, mask, ctx.dim, ctx.terms, True)
-        gradient = gradient.mul_(grad_output / ctx.count).to(student_logits.dtype)
-        return gradient.view(student_logits.shape), None, None, None, None, None
-
-
-def _evaluate(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    mask: Tensor | None,
-    dim: int,
-    terms: list[tuple[float, float, float]],
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Sum of the divergences, and its gradient in the student's logits as (N, C, H·W), block by block."""
-    dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    student, teacher = student_logits.flatten(2), teacher_logits.flatten(2)  # (N, C, H·W)
-    if mask is not None:
-        mask = mask.flatten(1).unsqueeze(1)  # (N, 1, H·W)
-    total = torch.zeros((), dtype=torch.float64, device=student.device)
-    gradient = torch.empty_like(student, dtype=dtype) if with_gradient else None
-    for block in _blocks(student.shape, dim, _BLOCK.get(student.device.type, _BLOCK_ACCELERATOR)):
-        excluded = None if mask is None else ~mask[block[0], :, block[2]]
-        student_block = _read(student[block], excluded, dtype)
-        teacher_block = _read(teacher[block], excluded, dtype)
-        for i, term in enumerate(terms):
-            out = gradient[block] if gradient is not None and i == 0 else None
-            value, slope = _divergence(student_block, teacher_block, dim, *term, out=out)
-            total += value
-            if gradient is not None and i > 0:
-                gradient[block] += slope
-    return total, gradient
-
-
-def _divergence(
-    student: Tensor,
-    teacher: Tensor,
-    dim: int,
-    tau: float,
-    forward_weight: float,
-    reverse_weight: float,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Sum of the divergences along ``dim`` of a block, and its gradient in the student's logits.
-
-    The time goes into memory traffic, so a tensor that is not needed again lends its memory to the next,
-    and the gradient is written to ``out`` where that is given.
-    """
-    p, q, log_ratio = _softened(student, teacher, dim, tau)
-    scratch = p + q
-    gap = (0.5 * log_ratio).tanh_().mul_(scratch)  # q − p, without its cancellation where the two are close
-    # Adding Σ(q − p) = 0 makes each summand ≥ 0: a small divergence is no difference of large sums.
-    forward_kl = torch.addcmul(gap, p, log_ratio, value=-1, out=scratch).sum()
-    surprise = torch.mul(q, log_ratio, out=p)
-    reverse_kl = torch.sub(surprise, gap, out=scratch).sum(dim, keepdim=True)
-    value = tau**2 * (
-        forward_weight * forward_kl.double() + reverse_weight * reverse_kl.sum(dtype=torch.float64)
-    )
-    slope = surprise.addcmul_(q, reverse_kl, value=-1).mul_(tau * reverse_weight)
-    return value, torch.add(slope, gap, alpha=tau * forward_weight, out=out)
-
-
-def _softened(student: Tensor, teacher: Tensor, dim: int, tau: float) -> tuple[Tensor, Tensor, Tensor]:
-    """p, q and log(q/p) along ``dim``. The largest logit is subtracted first: no exponential overflows."""
-    p = (teacher - teacher.amax(dim, keepdim=True)).mul_(1 / tau)
-    q = (student - student.amax(dim, keepdim=True)).mul_(1 / tau)
-    log_ratio = q - p
-    p_sum, q_sum = p.exp_().sum(dim, keepdim=True), q.exp_().sum(dim, keepdim=True)
-    return p.mul_(1 / p_sum), q.mul_(1 / q_sum), log_ratio.add_((p_sum / q_sum).log_())
-
-
-def _blocks(shape: torch.Size, dim: int, size: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Index (N, C, H·W) logits in blocks of about ``size`` elements that leave ``dim`` whole."""
-    images, channels, positions = shape
-    free = positions if dim == 1 else channels  # the axis along which distributions lie side by side
-    length = channels if dim == 1 else positions
-    side_by_side = max(1, min(free, size // max(1, length)))
-    if 64 < side_by_side < free:
-        side_by_side -= side_by_side % 64  # rows that start where cache lines do
-    images_at_once = max(1, size // max(1, channels * positions))
-    for n in range(0, images, images_at_once):
-        for k in range(0, free, side_by_side):
-            part = slice(k, k + side_by_side)
-            batch = slice(n, n + images_at_once)
-            yield (batch, slice(None), part) if dim == 1 else (batch, part, slice(None))
-
-
-def _read(block: Tensor, excluded: Tensor | None, dtype: torch.dtype) -> Tensor:
-    block = block.to(dtype)
-    return block if excluded is None else block.masked_fill(excluded, _MASKED)
-
-
-def _count_distributions(shape: torch.Size, dim: int, mask: Tensor | None) -> Tensor | int:
-    """How many distributions have a position that counts; at least 1, it is a divisor."""
-    images, channels, height, width = shape
-    if mask is None:
-        return max(1, images * (height * width if dim == 1 else channels))
-    count = mask.sum() if dim == 1 else channels * mask.flatten(1).any(dim=1).sum()
-    return count.clamp(min=1)
-
-
-def check_settings(domain: str, tau_forward: float, tau_reverse: float) -> None:
-    """Raise ``ValueError`` for an unknown domain or a temperature that is not a positive number."""
     if domain not in DOMAINS:
         raise ValueError(f'domain must be one of {sorted(DOMAINS)}, got {domain!r}')
     for name, tau in (('tau_forward', tau_forward), ('tau_reverse', tau_reverse)):
-        if not 0 < tau < float('inf'):
-            raise ValueError(f'{name} must be a positive number, got {tau}')
+        if not isinstance(tau, int | float) or not 0 < tau < float('inf'):
+            raise ValueError(f'{name} must be a positive number, got {tau!r}')
+    for name, weight in (('forward_weight', forward_weight), ('reverse_weight', reverse_weight)):
+        if not isinstance(weight, int | float):
+            raise ValueError(f'{name} must be a number, got {weight!r}')
 
 
-def _check_tensors(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None) -> None:
+def check_tensors(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None) -> None:
+    """Check shapes and dtypes.
+
+    Raises:
+        ValueError: Logits are not (N, C, H, W) of one shape, or the mask is not (N, H, W).
+        TypeError: Logits are not floating point, or the mask is not bool.
+    """
     for name, logits in (('student_logits', student_logits), ('teacher_logits', teacher_logits)):
         if not logits.is_floating_point():
             raise TypeError(f'{name} must be floating point, got {logits.dtype}')

@@ -1,1 +1,1 @@
-"""Studies: many runs of the tools, and what they say together."""
+"""Studies: many runs compared."""

@@ -1,4 +1,4 @@
-"""What numbers were measured on."""
+"""Description of the machine that measures."""
 
 import os
 import platform
@@ -10,10 +10,10 @@ import torch
 
 
 def describe_machine(gpu: bool) -> dict[str, Any]:
-    """CPU, cores, GPU, torch and the date, to be kept beside a measurement.
+    """Return CPU, cores, threads, GPU, torch and the date, to be kept beside a measurement.
 
     Args:
-        gpu: Whether it is measured on the GPU.
+        gpu: True for a measurement on the GPU, whose name is then included.
     """
     cpuinfo = Path('/proc/cpuinfo')
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -1,4 +1,4 @@
-"""Metrics that tell a little more than mmseg's."""
+"""mmseg's IoU metric with the IoU of each class among its results."""
 
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
@@ -8,11 +8,12 @@ from mmseg.registry import METRICS
 class ClassIoUMetric(IoUMetric):
     """mmseg's ``IoUMetric``, whose result also holds the IoU of each class in percent, as ``IoU.<class>``.
 
-    ``IoUMetric`` prints them in a table, but leaves them out of what is logged as data. A class that neither
-    labels nor predictions contain has NaN.
+    ``IoUMetric`` prints these values in a table, but does not log them as data. A class that neither labels
+    nor predictions contain has NaN.
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        """Return mmseg's metrics and the IoU of each class."""
         metrics = super().compute_metrics(results)
         if self.format_only:
             return metrics

@@ -1,7 +1,2 @@
-_base_ = '../pspnet/pspnet_r18-d8_1xb8-20k_camvid-360x480.py'
-model = dict(
-    type='SegDistiller',
-    teacher=dict(
-        config='{{ fileDirname }}/../pspnet/pspnet_r101-d8_1xb8-20k_camvid-360x480.py',
-        checkpoint='work_dirs/pspnet_r101-d8_1xb8-20k_camvid-360x480/iter_20000.pth'),
-    distill_losses=[dict(type='BDDLoss', tau_forward=4.0, tau_reverse=4.0)])
+_base_ = '../_base_/pairs/pspnet_r101-d8_pspnet_r18-d8_1xb8-20k_camvid-360x480.py'
+model = dict(distill_losses=[dict(type='BDDLoss', tau_forward=4.0, tau_reverse=4.0)])

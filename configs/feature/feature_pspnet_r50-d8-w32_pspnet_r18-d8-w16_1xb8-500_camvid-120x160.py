@@ -1,9 +1,5 @@
-_base_ = '../pspnet/pspnet_r18-d8-w16_1xb8-500_camvid-120x160.py'
+_base_ = '../_base_/pairs/pspnet_r50-d8-w32_pspnet_r18-d8-w16_1xb8-500_camvid-120x160.py'
 model = dict(
-    type='SegDistiller',
-    teacher=dict(
-        config='{{ fileDirname }}/../pspnet/pspnet_r50-d8-w32_1xb8-2k_camvid-120x160.py',
-        checkpoint='work_dirs/pspnet_r50-d8-w32_1xb8-2k_camvid-120x160/iter_2000.pth'),
     distill_losses=[
         dict(type='FeatureMSELoss', student_channels=128, teacher_channels=1024,
              student_tap='backbone.layer4', teacher_tap='backbone.layer4')])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.teachers.cached.pipeline import read_teacher_cache
 from bdd_seg.teachers.cached.store import TeacherCache
+from bdd_seg.teachers.cached.write import size_text
 
 TOOL = ROOT / 'tools/cache_teacher.py'
 LOGITS = 'decode_head.conv_seg'
@@ -163,9 +164,16 @@ def test_outputs_without_a_manifest_are_not_trusted(cache, made, tiny_configs, m
 def test_two_processes_share_the_work(made, tiny_configs, tmp_path):
     torchrun = ['-m', 'torch.distributed.run', '--nproc-per-node=2', '--master-port=29513']
     output = run(
-        TOOL, tiny_configs['distilled'], '--out', tmp_path, '--launcher', 'pytorch', '--workers', 0,
+        TOOL,
+        tiny_configs['distilled'],
+        '--out',
+        tmp_path,
+        '--launcher',
+        'pytorch',
+        '--workers',
+        0,
         launcher=torchrun,
-    )  # fmt: skip
+    )
     assert output.count('8 images run, 0 were there already') == 1
     assert_alike(tmp_path, made[0])
 
@@ -235,19 +243,24 @@ def test_wrong_input_of_the_tool(cache, tiny_configs, tmp_path, monkeypatch):
 
 
 def test_sizes_have_units_that_fit():
-    size_text = runpy.run_path(str(TOOL))['size_text']
     sizes = [0, 1, 2736, 999_900, 1_150_000, 3.7e9, 2.5e13]
     assert [size_text(size) for size in sizes] == [
-        '0.0 kB', '0.0 kB', '2.7 kB', '999.9 kB', '1.1 MB', '3.7 GB', '25000.0 GB',
-    ]  # fmt: skip
+        '0.0 kB',
+        '0.0 kB',
+        '2.7 kB',
+        '999.9 kB',
+        '1.1 MB',
+        '3.7 GB',
+        '25000.0 GB',
+    ]
 
 
 def test_the_manifest_tells_how_long_files_are(cache, tiny_configs, monkeypatch):
-    """Also after a second run over a cache of before; and forgets files that nothing makes anew."""
+    """And forgets files that nothing makes anew."""
     manifest = TeacherCache(cache).manifest
-    lengths = {digest: image.pop('bytes') for digest, image in manifest.images.items()}
+    lengths = {digest: image['bytes'] for digest, image in manifest.images.items()}
     assert lengths == {path.stem: path.stat().st_size for path in cache.glob('*.safetensors')}
-    manifest.images['f' * 64] = {'path': 'not_of_this_data_set.png', 'size': [1, 1], 'sha256': ''}
+    manifest.images['f' * 64] = {'path': 'not_of_this_data_set.png', 'size': [1, 1], 'sha256': '', 'bytes': 1}
     TeacherCache(cache).write_manifest(manifest)
     main(monkeypatch, tiny_configs['distilled'], '--out', cache, '--workers', 0)
     images = TeacherCache(cache).manifest.images
@@ -276,7 +289,7 @@ def test_a_cache_that_does_not_match_stops_training(cache, tiny_configs, tmp_pat
     missing = r"8 of 8 files of the cache '.*' are missing or cut, the first: .* of '.*\.png' is missing; run"
     assert re.search(missing, error())
     manifest = TeacherCache(cache)
-    manifest.manifest.images = {'0' * 64: {}}
+    manifest.manifest.images = {'0' * 64: {'bytes': 0}}
     manifest.write_manifest(manifest.manifest)
     manifest.file_of('0' * 64).touch()
     assert re.search(r"image '.*\.png' is not in the cache '.*', which holds 1 others", error())

@@ -1,9 +1,7 @@
-"""tools/study.py, through the tools that it calls."""
+"""tools/study.py, through the commands that it runs."""
 
-import argparse
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -13,10 +11,6 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT, build, complaint, run
-
-from bdd_seg.study import runs
-from bdd_seg.study.runs import reference_runs
-from bdd_seg.study.settings import load_study
 
 TOOL = ROOT / 'tools/study.py'
 
@@ -76,9 +70,12 @@ def test_a_study_stops_goes_on_and_tells_what_came_out(study, tiny_configs):
     results = json.loads((folder / 'results.json').read_text())
     stages = [(entry['stage'], entry['method'], entry['seed']) for entry in results['runs']]
     assert stages == [
-        ('reference', 'teacher', 0), ('search', 'bdd', 0), ('search', 'bdd', 0), ('final', 'alone', 1),
+        ('reference', 'teacher', 0),
+        ('search', 'bdd', 0),
+        ('search', 'bdd', 0),
+        ('final', 'alone', 1),
         ('final', 'bdd', 1),
-    ]  # fmt: skip
+    ]
     searched = {
         entry['setting']['loss.loss_weight']: entry['scores']['val']['mIoU']
         for entry in results['runs']
@@ -113,76 +110,6 @@ def test_a_study_stops_goes_on_and_tells_what_came_out(study, tiny_configs):
     assert json.loads(before)['runs'] == json.loads((folder / 'results.json').read_text())['runs']
 
 
-@pytest.fixture
-def session(study, tmp_path):
-    """A call of the tool, whose runs are as said; those that are not said are not finished."""
-
-    def make(**changes):
-        changed = load_study(study).model_copy(update=changes)
-        args = argparse.Namespace(study=study, work_dir=tmp_path / 'out', jobs=2, time_limit=None)
-        return runpy.run_path(str(TOOL))['Session'](changed, args)
-
-    return make
-
-
-def store(session, run, **facts):
-    folder = session.folder / run.name
-    folder.mkdir(parents=True, exist_ok=True)
-    scores = {split: {'mIoU': 30.0} for split in run.splits}
-    content = {**run.circumstances(session.study), 'scores': scores, **facts}
-    (folder / 'result.json').write_text(json.dumps(content))
-
-
-def test_what_was_measured_on_something_else_is_measured_again(session, tmp_path):
-    before = session()
-    final, (teacher,) = before.make('alone', 'final', 1, {}), reference_runs(before.study)
-    store(before, final)
-    store(before, teacher)
-    assert before.stored(final) is not None
-    assert before.stored(teacher) is not None
-    fewer = session(splits={'val': {}})
-    assert fewer.stored(fewer.make('alone', 'final', 1, {})) is not None
-    other = session(splits={'val': {}, 'train': {'test_dataloader.dataset.data_root': 'elsewhere'}})
-    assert other.stored(other.make('alone', 'final', 1, {})) is None
-    other = session(train_flags=['--amp'])
-    assert other.stored(other.make('alone', 'final', 1, {})) is None
-    (tmp_path / 'other.pth').write_bytes(b'weights')
-    retrained = before.study.teacher.model_copy(update={'checkpoint': tmp_path / 'other.pth'})
-    other = session(teacher=retrained)
-    assert other.stored(reference_runs(other.study)[0]) is None
-
-
-def test_another_teacher_is_noticed(session, tmp_path):
-    weights = tmp_path / 'teacher.pth'
-    for content, known in ((b'first', True), (b'second', False)):
-        weights.write_bytes(content)
-        runs._digest.cache_clear()  # as in another call
-        made = session(distilled_options={'model.teacher.checkpoint': str(weights)})
-        run_ = made.make('bdd', 'final', 1, {})
-        if known:
-            store(made, run_)
-        assert (made.stored(run_) is not None) == known
-    weights.unlink()  # brought back without it
-    runs._digest.cache_clear()
-    assert made.stored(run_) is not None
-
-
-def test_the_slowest_method_gets_a_part_of_the_iterations(session):
-    made = session(equal=['iterations', 'wall_clock'], wall_clock_of='alone', iterations=40)
-    for run_, pace in zip(made.final_runs(), (0.01, 1.0), strict=True):
-        store(made, run_, seconds_per_iteration=pace)
-    assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [40, 4]
-
-
-def test_a_report_is_about_the_machine_that_measured(session):
-    made = session()
-    made.folder.mkdir()
-    made.measured = True
-    assert (made.machine()['threads'], made.machine()['jobs']) == (max(1, os.cpu_count() // 2), 2)
-    (made.folder / 'machine.json').write_text('{"cpu": "another"}')
-    assert session().machine() == {'cpu': 'another'}
-
-
 def test_sigterm_is_an_interruption_also_while_preparing(study, tmp_path):
     content, pid = yaml.safe_load(study.read_text()), tmp_path / 'pid'
     script = tmp_path / 'prepare.py'
@@ -207,7 +134,7 @@ def test_a_run_that_fails_names_its_log(study, monkeypatch, tmp_path):
     del content['methods']['bdd']
     (tmp_path / 'wrong.yaml').write_text(yaml.safe_dump(content))
     message = complaint(monkeypatch, TOOL, tmp_path / 'wrong.yaml', '--work-dir', tmp_path / 'out')
-    assert 'train.py failed' in message
+    assert 'bdd_seg.cli.train failed' in message
     assert 'unrecognized arguments: --no-such-flag' in message
     assert 'train.log' in message
 

@@ -1,6 +1,5 @@
 """Whole runs through the command lines that users type."""
 
-import importlib.util
 import re
 import runpy
 import subprocess
@@ -26,7 +25,6 @@ from helpers import (
 from mmengine.config import Config
 
 from bdd_seg.cli.arguments import add_hooks
-from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.configs import load_config
 
@@ -139,47 +137,6 @@ def test_a_new_pair_as_the_readme_writes_it(scenes, tmp_path):
     train(tmp_path / 'my_pair.py', tmp_path / 'run', '--cfg-options', *options)
     assert [record['distill.loss_bdd'] > 0 for record in logged(tmp_path / 'run')] == [True, True]
     assert len(text.splitlines()) <= 10
-
-
-@pytest.fixture
-def demo(tiny_configs, monkeypatch):
-    """tools/demo.py as a module, with tiny networks and scenes."""
-    spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools/demo.py')
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, 'demo', module)
-    spec.loader.exec_module(module)
-    module.TEACHER, module.STUDENT, module.DISTILLED = (
-        tiny_configs[kind] for kind in ('teacher', 'student', 'distilled')
-    )
-    module.SCENES, module.SIZE = ['--train', 8, '--val', 4], (48, 96)
-    return module
-
-
-def test_the_demo_ends_in_a_table_and_reuses_what_is_there(demo, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(
-        sys, 'argv', ['demo.py', '--data', f'{tmp_path}/data', '--work-dir', f'{tmp_path}/runs']
-    )
-    outputs = []
-    for _ in range(2):
-        demo.main()
-        outputs.append(capfd.readouterr().out)
-    assert outputs[0].count('Iter(train) [6/6]') == 3
-    assert outputs[1].count('reusing') == 6
-    assert 'Iter(' not in outputs[1]
-    tables = [re.findall(r'^\| (teacher|student).*', output, re.MULTILINE) for output in outputs]
-    assert [len(table) for table in tables] == [3, 3]
-    rows = [
-        [cell.strip() for cell in line.split('|')[1:-1]] for line in outputs[1].splitlines() if '| ' in line
-    ]
-    assert rows[0] == ['model', 'parameters (M)', 'GFLOPs', 'mIoU (%)', 'seconds per iteration']
-    assert rows[2][1:3] == rows[3][1:3]  # the student alone and distilled are one network
-    assert float(rows[1][1]) > float(rows[2][1])
-    alone, distilled = float(rows[2][3]), float(rows[3][3])
-    assert f'distilled against alone: {distilled - alone:+.2f} mIoU' in outputs[1]
-
-    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--seed', '1'])
-    with pytest.raises(ConfigError, match='holds a run with other settings; delete it or choose another'):
-        demo.main()
 
 
 @pytest.mark.parametrize(

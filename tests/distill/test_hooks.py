@@ -65,10 +65,17 @@ def test_both_configs_evaluate_alike(trained, config, tiny_configs, tmp_path):
 def test_two_processes_train_one_projection(config, tmp_path):
     batch_norm = [f'model.{part}.norm_cfg.type=BN' for part in ('backbone', 'decode_head', 'auxiliary_head')]
     run(
-        TRAIN, config, '--work-dir', tmp_path / 'run', '--launcher', 'pytorch',
-        '--cfg-options', *batch_norm, 'train_cfg.max_iters=2',
+        TRAIN,
+        config,
+        '--work-dir',
+        tmp_path / 'run',
+        '--launcher',
+        'pytorch',
+        '--cfg-options',
+        *batch_norm,
+        'train_cfg.max_iters=2',
         launcher=['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'],
-    )  # fmt: skip
+    )
     assert [record['step'] for record in logged(tmp_path / 'run')] == [1, 2]
     checkpoint = load_checkpoint(tmp_path / 'run/iter_2.pth')
     assert list(checkpoint['distill_losses']) == ['loss_feature']
@@ -142,10 +149,10 @@ def test_values(wrapped, begin, end, expected):
     'settings, message',
     [
         ({'loss_name': 'bdd'}, "no distillation loss 'bdd'; it has loss_bdd, loss_feature$"),
-        ({'setting': 'beta'}, "loss_bdd has no number 'beta'; it has tau_forward, .*reverse_weight, loss_we"),
+        ({'setting': 'beta'}, "loss_bdd has no number 'beta'; it has loss_weight, .*reverse_weight"),
         ({'setting': 'domain'}, "loss_bdd has no number 'domain'"),
         ({'setting': 'mask_ignored'}, "loss_bdd has no number 'mask_ignored'"),
-        ({'loss_name': 'loss_feature'}, 'loss_feature has no number .* it has loss_weight$'),
+        ({'loss_name': 'loss_feature'}, 'loss_feature has no number .* it has loss_weight, '),
         ({'begin': 9}, r'begin=9 must come before end=8 \(the iterations of the training\)$'),
         ({'begin': 2, 'end': 2}, 'begin=2 must come before end=2$'),
     ],

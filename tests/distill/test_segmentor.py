@@ -11,14 +11,18 @@ from mmengine.runner.checkpoint import load_state_dict
 from mmseg.registry import MODELS
 from torch import nn
 
-from bdd_seg.cli.explain import naming_the_cause
 from bdd_seg.distill.segmentor import CascadeSegDistiller, SegDistiller
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses import BDDLoss
 
 OPTIMIZER = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}
-FEATURES = {'type': 'FeatureMSELoss', 'student_channels': 32, 'teacher_channels': 128,
-            'student_tap': 'backbone.layer4', 'teacher_tap': 'backbone.layer4'}  # fmt: skip
+FEATURES = {
+    'type': 'FeatureMSELoss',
+    'student_channels': 32,
+    'teacher_channels': 128,
+    'student_tap': 'backbone.layer4',
+    'teacher_tap': 'backbone.layer4',
+}
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 def test_is_the_plain_student_to_everything_else(pair, tiny_configs):
     student, distilled = pair
     assert isinstance(distilled, SegDistiller)
-    assert distilled.teacher.model is not None
+    assert distilled.teacher.is_built
     assert same_weights(student, distilled)  # the same keys, and initialised alike
     assert list(dict(student.named_parameters())) == list(dict(distilled.named_parameters()))
     assert student.load_state_dict(distilled.state_dict(), strict=True)
@@ -59,7 +63,7 @@ def test_is_the_plain_student_to_everything_else(pair, tiny_configs):
     for model in (distilled, copy.deepcopy(distilled), ExponentialMovingAverage(distilled).module):
         assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in student.parameters())
         assert not teachers & {id(p) for p in model.parameters()}
-    assert copy.deepcopy(distilled).teacher.model is None
+    assert not copy.deepcopy(distilled).teacher.is_built
 
 
 def test_no_teacher_is_built_for_testing(tiny_configs, batch):
@@ -67,7 +71,7 @@ def test_no_teacher_is_built_for_testing(tiny_configs, batch):
     inputs, samples = batch
     model.predict(inputs, samples)
     model(inputs, mode='tensor')
-    assert model.teacher.model is None
+    assert not model.teacher.is_built
 
 
 def test_predicts_what_the_student_predicts(pair, batch):
@@ -157,7 +161,7 @@ def test_a_losss_weights_train_and_are_no_part_of_the_student(pair, by_features,
     own = {f'distill_losses.0.projection.{name}' for name in ('weight', 'bias')}
     assert dict(by_features.named_parameters()).keys() - dict(student.named_parameters()).keys() == own
     before = copy.deepcopy(by_features.distill_losses[0].state_dict())
-    teacher = by_features.teacher(batch[0])[0]['backbone.layer4']
+    teacher = by_features.teacher(batch[0]).maps['backbone.layer4']
     with torch.no_grad():
         features = by_features.train().backbone(batch[0])[-1]  # in train mode, as in the step
         expected = by_features.distill_losses[0](features, teacher)
@@ -185,8 +189,10 @@ def test_checkpoints_pass_between_the_student_and_losses_with_weights(pair, by_f
     assert same_weights(student, by_features)
     load_state_dict(by_features, state, strict=True)  # mmengine has a loader of its own
     assert state.keys() == student.state_dict().keys()
-    assert all(torch.equal(projection[key], value) for key, value in
-               by_features.distill_losses[0].state_dict().items())  # fmt: skip
+    assert all(
+        torch.equal(projection[key], value)
+        for key, value in by_features.distill_losses[0].state_dict().items()
+    )
     assert all(a is b for a, b in zip(parameters, by_features.distill_losses.parameters(), strict=True))
     with pytest.raises(RuntimeError, match='Missing key.*backbone'):
         by_features.load_state_dict({}, strict=True)
@@ -272,9 +278,15 @@ def test_a_loss_of_the_users_own(tiny_configs, batch, align_corners):
     assert log['loss'].item() == pytest.approx((log['decode.loss_ce'] + log['aux.loss_ce'] + 5).item())
 
 
-def test_the_readmes_own_loss(tiny_configs, batch):
-    code = re.search(r'```python\n(# my_loss.py.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
-    exec(code, {})
+def test_the_readmes_own_losses(tiny_configs, batch):
+    readme = (ROOT / 'README.md').read_text()
+    for name in ('my_loss', 'my_module_loss'):
+        exec(re.search(rf'```python\n(# {name}.py.*?)```', readme, re.DOTALL)[1], {})
+    settings = {'type': 'LogitsL1', 'loss_name': 'loss_l1', 'loss_weight': 2.0}
+    model = build(tiny_configs['distilled'], distill_losses=[settings])
+    assert step(model, batch)['distill.loss_l1'].item() > 0
+    student, teacher = torch.ones(1, 2, 4, 6), torch.full((1, 2, 2, 3), 3.0)
+    assert MODELS.build(settings)(student, teacher).item() == pytest.approx(4)
     model = build(tiny_configs['distilled'], distill_losses=[{'type': 'LogitsMSE'}])
     assert step(model, batch)['distill.loss_mse'].item() > 0
     resized = MODELS.build({'type': 'LogitsMSE'})(
@@ -291,7 +303,7 @@ def test_the_teachers_accuracy_leaves_out_what_the_students_head_ignores(tiny_co
     for sample in samples:
         sample.gt_sem_seg.data[sample.gt_sem_seg.data == 255] = 3
     accuracy = model.loss(inputs, samples)['distill.teacher_acc']
-    predicted = model.teacher(inputs)[0]['decode_head.conv_seg'].argmax(1)
+    predicted = model.teacher(inputs).maps['decode_head.conv_seg'].argmax(1)
     label = torch.stack([s.gt_sem_seg.data for s in samples])[:, 0, ::8, ::8]
     assert accuracy.item() == pytest.approx((predicted == label)[label != 3].float().mean().item() * 100)
 
@@ -308,14 +320,6 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
     'changes, message',
     [
         ({'distill_losses': []}, 'distill_losses is empty'),
-        (
-            {'distil_losses': []},
-            r"model \(SegDistiller\): unexpected .* 'distil_losses' of .*. Did you mean distill_losses",
-        ),
-        (
-            {'backbone': {'type': 'ResNetV1c', 'dept': 18}},
-            r"model.backbone \(ResNetV1c\).*'dept' of ResNet. Did you mean depth",
-        ),
         ({'teacher': None}, 'the model has no teacher'),
         (
             {'distill_losses': [{'type': 'BDDLoss'}] * 2},
@@ -324,25 +328,13 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
         ({'distill_losses': [{'type': 'BDDLoss', 'loss_name': 'bdd'}]}, "contains 'loss'.*got 'bdd'"),
         ({'distill_losses': [{'type': 'RecordingLoss', 'name': None}]}, 'RecordingLoss needs a loss_name'),
         (
-            {'distill_losses': [{'type': 'FeatureMSELoss'}]},
-            r"model.distill_losses.0 \(FeatureMSELoss\) lacks 'student_channels' and 'teacher_channels'",
-        ),
-        (
-            {'distill_losses': [{'type': 'BDDLoss'}, {'type': 'BDDLoss', 'tau_foward': 1}]},
-            r"model.distill_losses.1 \(BDDLoss\).*'tau_foward' of BDDLoss. Did you mean tau_forward",
-        ),
-        (
-            {'distill_losses': [{'type': 'BDLoss'}]},
-            r"model.distill_losses.0 \(BDLoss\): no model is called 'BDLoss'. Did you mean BDDLoss",
-        ),
-        (
             {'distill_losses': {'type': 'BDDLoss'}},
             'model.distill_losses must be a list of dicts, got {.type.: .BDDLoss.}',
         ),
         ({'distill_losses': ['BDDLoss']}, "model.distill_losses.0 must be a dict of settings, got 'BDDLoss'"),
         (
             {'distill_losses': [{'type': 'BDDLoss', 'loss_weight': 'abc'}]},
-            "model.distill_losses.0.loss_weight must be a number, got 'abc'",
+            r"model.distill_losses.0 \(BDDLoss\): loss_weight must be a number, got 'abc'",
         ),
         (
             {'distill_losses': [{'type': 'BDDLoss', 'student_tap': 3}]},
@@ -355,10 +347,6 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
             r'decode_head\.conv_seg',
         ),
         ({'distill_losses': [{'type': 'BDDLoss', 'teacher_tap': 'backbone.layer9'}]}, r'backbone\.layer4'),
-        (
-            {'teacher': {'chekpoint': 'a.pth'}},
-            r"model.teacher \(FrozenTeacher\).*'chekpoint' of .*. Did you mean checkpoint",
-        ),
         ({'teacher': 'a.pth'}, "model.teacher must be a dict of settings, got 'a.pth'"),
         ({'teacher': {'cache': 'caches/r101'}}, 'cannot be built.*A cache needs type="CachedTeacher"'),
         (
@@ -373,15 +361,21 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
 def test_wrong_settings_are_named(tiny_configs, changes, message):
     cfg = Config.fromfile(tiny_configs['distilled'])
     cfg.model.update(changes)
-    with pytest.raises(ConfigError, match=message), naming_the_cause(cfg):
+    with pytest.raises(ConfigError, match=message):
         build(cfg)
 
 
 def cascade(teacher: dict | None) -> Config:
     """An OCRNet on a small ResNet: two decode heads, the second fed by the first."""
     norm = {'type': 'BN'}
-    head = {'num_classes': 19, 'norm_cfg': norm, 'in_index': 3, 'in_channels': 32, 'channels': 8,
-            'loss_decode': {'type': 'CrossEntropyLoss', 'loss_weight': 1.0}}  # fmt: skip
+    head = {
+        'num_classes': 19,
+        'norm_cfg': norm,
+        'in_index': 3,
+        'in_channels': 32,
+        'channels': 8,
+        'loss_decode': {'type': 'CrossEntropyLoss', 'loss_weight': 1.0},
+    }
     model = {
         'type': 'CascadeEncoderDecoder',
         'num_stages': 2,

@@ -13,8 +13,17 @@ def logits():
 
 
 def test_is_the_weighted_divergence(logits):
-    loss = MODELS.build({'type': 'BDDLoss', 'domain': 'pixel', 'tau_forward': 2.0, 'tau_reverse': 3.0,
-                         'forward_weight': 0.5, 'reverse_weight': 0.25, 'loss_weight': 7.0})  # fmt: skip
+    loss = MODELS.build(
+        {
+            'type': 'BDDLoss',
+            'domain': 'pixel',
+            'tau_forward': 2.0,
+            'tau_reverse': 3.0,
+            'forward_weight': 0.5,
+            'reverse_weight': 0.25,
+            'loss_weight': 7.0,
+        }
+    )
     expected = 7 * balance_divergence(
         *logits, domain='pixel', tau_forward=2.0, tau_reverse=3.0, forward_weight=0.5, reverse_weight=0.25
     )

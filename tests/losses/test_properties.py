@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bdd_seg.losses import BDDLoss, FeatureMSELoss, balance_divergence
-from bdd_seg.losses.base import at_students_size
+from bdd_seg.losses.base import align
 
 if os.environ.get('HYPOTHESIS_PROFILE') == 'stress':
     examples = settings(max_examples=10_000, deadline=None, derandomize=False)
@@ -258,13 +258,15 @@ def test_feature_mse_loss_under_autocast(data, weights_dtype, align_corners):
         loss = FeatureMSELoss(*channels).to(weights_dtype)
     with torch.autocast('cpu', data.draw(st.sampled_from(HALF))):
         value = check(loss, student, teacher, align_corners=align_corners, mask=mask)
-    assert value.dtype == torch.promote_types(weights_dtype, torch.float32)
+    promoted = torch.promote_types(weights_dtype, student.dtype)
+    assert value.dtype == torch.promote_types(promoted, torch.float32)
     if weights_dtype != torch.float16:
         assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
 
     weight, bias = (parameter.detach().double() for parameter in loss.parameters())
-    teacher, mask = at_students_size(teacher.double(), mask, student.shape[2:], align_corners)
-    difference = torch.einsum('nshw,ts->nthw', student.double(), weight[..., 0, 0]) - teacher
+    pair = align(student.double(), teacher.double(), None, align_corners, mask)
+    mask = pair.mask
+    difference = torch.einsum('nshw,ts->nthw', pair.student, weight[..., 0, 0]) - pair.teacher
     difference = (difference + bias[:, None, None]).permute(0, 2, 3, 1)[... if mask is None else mask]
     expected = difference.square().mean().nan_to_num(0).item()  # the mean of nothing
     rounding = 1e-6 * (student.abs().max() + teacher.abs().max()).item()

@@ -49,7 +49,7 @@ def test_four_processes_have_the_gradients_of_one(gradients, tiny_configs, case,
 def run(
     command: Sequence[str | Path], folder: Path, name: str = 'log', expect: int = 0, **environment: str
 ) -> str:
-    """What a job prints that has ``folder`` as the current one."""
+    """Return the output of a job that runs in ``folder``."""
     with job(command, folder / f'{name}.txt', folder, **environment) as started:
         assert started.wait(SECONDS) == expect, started.output[-3000:]
         return started.output
@@ -259,7 +259,7 @@ def test_what_srun_sets_is_enough(tiny_configs, never_killed, jobs, tmp_path):
 
 def test_sync_bn_on_cpus_ends_in_one_line(tiny_configs, tmp_path):
     output = train(2, tiny_configs['distilled'], tmp_path, expect=1)
-    assert 'only work with GPU modules. On several CPU processes set norm_cfg.type=BN' in output
+    assert 'error: SyncBN works with GPUs only. On several CPU processes pass --cfg-options' in output
 
 
 class Hosts:
@@ -271,8 +271,20 @@ class Hosts:
     def make(self) -> None:
         for name in self.names:
             self.ip('netns', 'add', name)
-        self.ip('link', 'add', 'net0', 'netns', self.names[0], 'type', 'veth', 'peer', 'name', 'net0',
-                'netns', self.names[1])  # fmt: skip
+        self.ip(
+            'link',
+            'add',
+            'net0',
+            'netns',
+            self.names[0],
+            'type',
+            'veth',
+            'peer',
+            'name',
+            'net0',
+            'netns',
+            self.names[1],
+        )
         for i in range(2):
             self.ip('-n', self.names[i], 'addr', 'add', f'10.77.0.{i + 1}/24', 'dev', 'net0')
             for device in ('net0', 'lo'):
@@ -292,11 +304,28 @@ class Hosts:
         """Two processes each, as README says, where no name resolves to these addresses."""
         folder.mkdir(exist_ok=True)
         address = [f'--local-addr=10.77.0.{host + 1}', f'--rdzv-conf=is_host={int(host == 0)}']
-        command = ['ip', 'netns', 'exec', self.names[host], sys.executable, '-m', 'torch.distributed.run',
-                   '--nnodes=2', '--nproc-per-node=1', '--rdzv-backend=c10d',
-                   '--rdzv-endpoint=10.77.0.1:29500', *address, *options,
-                   TRAIN, config, '--launcher', 'pytorch', '--work-dir', config.parent / 'run', '--resume',
-                   ]  # fmt: skip
+        command = [
+            'ip',
+            'netns',
+            'exec',
+            self.names[host],
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--nnodes=2',
+            '--nproc-per-node=1',
+            '--rdzv-backend=c10d',
+            '--rdzv-endpoint=10.77.0.1:29500',
+            *address,
+            *options,
+            TRAIN,
+            config,
+            '--launcher',
+            'pytorch',
+            '--work-dir',
+            config.parent / 'run',
+            '--resume',
+        ]
         return Job(command, folder / f'{name}.txt', folder, GLOO_SOCKET_IFNAME='net0')
 
 

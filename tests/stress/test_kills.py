@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from engine.test_resume import EVERYTHING_RANDOM, KEPT, logged_losses
-from helpers import TRAIN, same
+from helpers import EVERYTHING_RANDOM, KEPT, TRAIN, logged_losses, same
 from phases import LONGEST
 
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
@@ -49,9 +48,12 @@ def start(config: Path, folder: Path, workers: int) -> subprocess.Popen:
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])
     with (folder / 'output.txt').open('a') as output:
         return subprocess.Popen(
-            [str(word) for word in line], stdout=output, stderr=output, start_new_session=True,
+            [str(word) for word in line],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
             env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
-        )  # fmt: skip
+        )
 
 
 def finish(config: Path, folder: Path, workers: int) -> str:

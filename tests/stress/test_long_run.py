@@ -6,8 +6,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from engine.test_resume import EVERYTHING_RANDOM
-from helpers import logged, train
+from helpers import EVERYTHING_RANDOM, logged, train
 
 ITERATIONS, WARM_UP, SAVING, LOGGING = 3000, 500, 500, 10
 SETTINGS = f"""

@@ -1,8 +1,9 @@
 import pytest
 import yaml
+from helpers import ROOT
 
 from bdd_seg.errors import ConfigError
-from bdd_seg.study.settings import full_keys, load_study
+from bdd_seg.study.settings import expand_aliases, find_file, format_overrides, load_study
 
 SMALLEST = {
     'title': 't',
@@ -27,7 +28,7 @@ def load(tmp_path, **changes):
 
 def test_what_is_left_out_has_its_default(tmp_path):
     study = load(tmp_path)
-    assert study.equal == ['iterations']
+    assert study.budgets == ['iterations']
     assert study.iterations is None
     assert study.methods['kd'].search == [{'loss.loss_weight': 1}]
     assert study.methods['alone'].search == []
@@ -76,7 +77,25 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_short_keys():
-    assert full_keys({'loss.tau_forward': 2, 'lossy': 1}) == {
+    assert expand_aliases({'loss.tau_forward': 2, 'lossy': 1}) == {
         'model.distill_losses.0.tau_forward': 2,
         'lossy': 1,
     }
+
+
+def test_overrides_as_text():
+    hook = {'type': 'LossScheduleHook', 'start': 0, 'stop': 1}
+    options = {'loss.tau_forward': 2, 'model.pretrained': None, 'custom_hooks': [hook]}
+    expected = 'tau_forward 2, model.pretrained None, LossScheduleHook(start=0, stop=1)'
+    assert format_overrides(options) == expected
+    assert format_overrides({}) == ''
+
+
+def test_the_working_directory_comes_before_the_project(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    name = 'configs/_base_/default_runtime.py'
+    assert find_file(name) == ROOT / name
+    assert str(find_file('configs/mine.py')) == 'configs/mine.py'
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text('')
+    assert str(find_file(name)) == name

@@ -17,7 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
-from bdd_seg.teachers.mmseg import FrozenTeacher, renormalise
+from bdd_seg.teachers.frozen import FrozenModule
+from bdd_seg.teachers.mmseg import MMSegTeacher
+from bdd_seg.teachers.normalise import renormalise
 
 LOGITS = 'decode_head.conv_seg'
 
@@ -29,7 +31,7 @@ def student(tiny_configs):
 
 @pytest.fixture
 def teacher(tiny_configs, student):
-    teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
+    teacher = MMSegTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
     teacher.build(student, [None])
     return teacher
 
@@ -41,7 +43,7 @@ def rebuilt(tiny_configs, tmp_path, student):
     def rebuild(change, **kwargs):
         content = change(torch.load(tiny_configs['checkpoint'], weights_only=True))
         torch.save(content, tmp_path / 'changed.pth')
-        teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tmp_path / 'changed.pth'), **kwargs)
+        teacher = MMSegTeacher(str(tiny_configs['teacher']), str(tmp_path / 'changed.pth'), **kwargs)
         teacher.build(student, [None])
         return teacher
 
@@ -53,12 +55,12 @@ def test_answers_as_the_trained_network_does_in_eval_mode(teacher, tiny_configs,
     network.load_state_dict(torch.load(tiny_configs['checkpoint'], weights_only=True)['state_dict'])
     network.eval()
     inputs, _ = batch
-    logits = teacher(inputs)[0][LOGITS]
+    logits = teacher(inputs).maps[LOGITS]
     expected = network(inputs, mode='tensor')
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     assert torch.equal(logits.argmax(1), expected.argmax(1))
     assert logits.is_contiguous()
-    assert torch.equal(logits, teacher(inputs)[0][LOGITS])
+    assert torch.equal(logits, teacher(inputs).maps[LOGITS])
     assert logits.requires_grad is False
     network.train()
     assert not torch.allclose(logits, network(inputs, mode='tensor'))  # so eval mode does matter here
@@ -78,9 +80,9 @@ def test_is_frozen(teacher, batch):
 
 
 def test_other_taps(tiny_configs, student, batch):
-    teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
+    teacher = MMSegTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
     teacher.build(student, ['backbone.layer4'])
-    outputs, _ = teacher(batch[0])
+    outputs = teacher(batch[0]).maps
     torch.testing.assert_close(outputs['backbone.layer4'], teacher.model.extract_feat(batch[0])[3])
     assert set(outputs) == {'backbone.layer4', LOGITS}
     with pytest.raises(ConfigError, match=r"'backbone.layer5' names no module.*backbone\.layer4"):
@@ -91,23 +93,23 @@ def test_building_draws_no_random_number(tiny_configs, student):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint'])).build(student, [None])
+    MMSegTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint'])).build(student, [None])
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_copies_and_pickles_carry_no_network(teacher):
     for twin in (copy.deepcopy(teacher), pickle.loads(pickle.dumps(teacher))):
-        assert twin.model is None
+        assert not twin.is_built
         assert (twin.config, twin.checkpoint) == (teacher.config, teacher.checkpoint)
-    assert teacher.model is not None
+    assert teacher.is_built
 
 
 def test_config_as_a_dict(tiny_configs, student, batch, teacher):
     whole = Config.fromfile(tiny_configs['teacher'])
     for config in (whole.to_dict(), whole.model.to_dict()):
-        other = FrozenTeacher(config, str(tiny_configs['checkpoint']))
+        other = MMSegTeacher(config, str(tiny_configs['checkpoint']))
         other.build(student, [None])
-        assert torch.equal(other(batch[0])[0][LOGITS], teacher(batch[0])[0][LOGITS])
+        assert torch.equal(other(batch[0]).maps[LOGITS], teacher(batch[0]).maps[LOGITS])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_config_as_a_dict(tiny_configs, student, batch, teacher):
     ids=['plain', 'module prefix', 'plain with prefix', 'without the unused head', 'more in the unused head'],
 )
 def test_forms_of_checkpoint(rebuilt, teacher, batch, change):
-    assert torch.equal(rebuilt(change)(batch[0])[0][LOGITS], teacher(batch[0])[0][LOGITS])
+    assert torch.equal(rebuilt(change)(batch[0]).maps[LOGITS], teacher(batch[0]).maps[LOGITS])
 
 
 def test_weights_that_do_not_fit_are_listed(rebuilt):
@@ -157,10 +159,10 @@ def test_from_a_url(tiny_configs, student, teacher, batch, tmp_path, monkeypatch
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f'http://127.0.0.1:{server.server_port}/teacher.pth'
         for _ in range(2):
-            downloaded = FrozenTeacher(str(tiny_configs['teacher']), url)
+            downloaded = MMSegTeacher(str(tiny_configs['teacher']), url)
             downloaded.build(student, [None])
-            assert torch.equal(downloaded(batch[0])[0][LOGITS], teacher(batch[0])[0][LOGITS])
-        missing = FrozenTeacher(str(tiny_configs['teacher']), url.replace('teacher', 'absent'))
+            assert torch.equal(downloaded(batch[0]).maps[LOGITS], teacher(batch[0]).maps[LOGITS])
+        missing = MMSegTeacher(str(tiny_configs['teacher']), url.replace('teacher', 'absent'))
         with pytest.raises(
             ConfigError, match=r'absent.pth.* cannot be downloaded \(HTTP Error 404.*put the file'
         ):
@@ -189,14 +191,14 @@ def test_what_is_missing(tiny_configs, student, change, message):
         **change,
     }
     with pytest.raises(ConfigError, match=message):
-        FrozenTeacher(**arguments).build(student, [None])
+        MMSegTeacher(**arguments).build(student, [None])
 
 
 def test_numbers_of_classes_must_agree(tiny_configs, student):
     config = Config.fromfile(tiny_configs['teacher'])
     config.model.decode_head.num_classes = 150
     with pytest.raises(ConfigError, match='predicts 150 classes, the student 19'):
-        FrozenTeacher(config.to_dict(), str(tiny_configs['checkpoint'])).build(student, [None])
+        MMSegTeacher(config.to_dict(), str(tiny_configs['checkpoint'])).build(student, [None])
 
 
 @pytest.fixture
@@ -250,12 +252,12 @@ def test_renormalise_gives_what_the_teachers_preprocessor_would(source, target):
 def test_a_teacher_with_its_own_normalisation_gets_it(tiny_configs, student, batch, teacher):
     config = Config.fromfile(tiny_configs['teacher'])
     config.model.data_preprocessor.update(CAFFE)
-    other = FrozenTeacher(config.to_dict(), str(tiny_configs['checkpoint']))
+    other = MMSegTeacher(config.to_dict(), str(tiny_configs['checkpoint']))
     other.build(student, [None])
     inputs, _ = batch
     as_it_was_trained = renormalise(inputs, student.data_preprocessor, other.model.data_preprocessor)
-    assert torch.equal(other(inputs)[0][LOGITS], teacher(as_it_was_trained)[0][LOGITS])
-    assert not torch.allclose(other(inputs)[0][LOGITS], teacher(inputs)[0][LOGITS])
+    assert torch.equal(other(inputs).maps[LOGITS], teacher(as_it_was_trained).maps[LOGITS])
+    assert not torch.allclose(other(inputs).maps[LOGITS], teacher(inputs).maps[LOGITS])
 
 
 @pytest.fixture
@@ -292,12 +294,12 @@ def test_accuracy_and_the_warning_when_guessing(teacher, messages, wrong, percen
 
 
 def test_follows_the_students_dtype(teacher, batch):
-    logits = teacher(batch[0].double())[0][LOGITS]
+    logits = teacher(batch[0].double()).maps[LOGITS]
     assert logits.dtype == torch.float64
-    torch.testing.assert_close(logits.float(), teacher(batch[0])[0][LOGITS], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits.float(), teacher(batch[0]).maps[LOGITS], atol=1e-5, rtol=1e-4)
 
 
-def batch_norms(teacher: FrozenTeacher) -> list[str]:
+def batch_norms(teacher: MMSegTeacher) -> list[str]:
     return [name for name, module in teacher.model.named_modules() if isinstance(module, _BatchNorm)]
 
 
@@ -309,12 +311,12 @@ def test_batch_norm_is_folded_into_the_convolutions(teacher, batch):
 
 
 def test_a_tap_before_its_batch_norm_is_not_folded(tiny_configs, student, batch, messages):
-    teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
+    teacher = MMSegTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']))
     teacher.build(student, ['backbone.layer1.0.conv1'])
     network, seen = copy.deepcopy(teacher.model), []
     network.backbone.layer1[0].conv1.register_forward_hook(lambda *args: seen.append(args[2]))
     network(batch[0], mode='tensor')
-    outputs, _ = teacher(batch[0])
+    outputs = teacher(batch[0]).maps
     torch.testing.assert_close(outputs['backbone.layer1.0.conv1'], seen[0])
     assert any('not folded' in text and 'backbone.layer1.0.conv1' in text for text in messages)
 
@@ -326,10 +328,8 @@ class Misleading(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 1)
         self.norm = nn.BatchNorm2d(channels)
-        self.out_channels = 8
-        self.data_preprocessor = nn.Identity()
 
-    def forward(self, inputs, mode):
+    def forward(self, inputs):
         return self.conv(self.norm(inputs))
 
 
@@ -339,11 +339,9 @@ def test_a_network_whose_names_mislead_is_left_as_it_is(channels, messages):
     if channels == 8:  # fits, and would give something else
         network.conv = nn.Conv2d(8, 8, 1)
     nn.init.normal_(network.norm.running_mean)
-    teacher = FrozenTeacher({}, '')
-    teacher.model, teacher.taps = network, ['conv']
+    frozen = FrozenModule(network, ['conv'])
     image = torch.randn(1, channels, 8, 8)
-    outputs, _ = teacher(image)
-    torch.testing.assert_close(outputs['conv'], network(image, 'tensor'))
+    torch.testing.assert_close(frozen(image)['conv'], network(image))
     assert any('BatchNorm is not folded' in text for text in messages)
 
 
@@ -353,44 +351,44 @@ def test_batch_norm_that_mmcv_cannot_fold_is_left(tiny_configs, student, batch, 
     config.backbone.norm_cfg = config.decode_head.norm_cfg = norm
     config.pop('auxiliary_head')
     torch.save(MODELS.build(config).state_dict(), tmp_path / 'plain.pth')
-    teacher = FrozenTeacher(dict(config), str(tmp_path / 'plain.pth'))
+    teacher = MMSegTeacher(dict(config), str(tmp_path / 'plain.pth'))
     teacher.build(student, [None])
     expected = copy.deepcopy(teacher.model)(batch[0], mode='tensor')
-    torch.testing.assert_close(teacher(batch[0])[0][LOGITS], expected)
+    torch.testing.assert_close(teacher(batch[0]).maps[LOGITS], expected)
     assert any('not folded into its convolutions: TypeError' in text for text in messages)
 
 
 def test_normalisation_given_as_tuples_is_the_same(tiny_configs):
     config = Config.fromfile(tiny_configs['teacher']).model.to_dict()
-    listed = FrozenTeacher(copy.deepcopy(config), 'absent.pth').fingerprint()
+    listed = MMSegTeacher(copy.deepcopy(config), 'absent.pth').fingerprint()
     config['data_preprocessor']['mean'] = tuple(config['data_preprocessor']['mean'])
-    assert FrozenTeacher(config, 'absent.pth').fingerprint() == listed
+    assert MMSegTeacher(config, 'absent.pth').fingerprint() == listed
     assert listed['normalisation']['mean'] == [123.675, 116.28, 103.53]
     assert listed['checkpoint'] is None
 
 
 def test_bf16_changes_the_answers_slightly(tiny_configs, student, batch, teacher):
     arguments = str(tiny_configs['teacher']), str(tiny_configs['checkpoint'])
-    coarse = FrozenTeacher(*arguments, precision='bf16')
+    coarse = MMSegTeacher(*arguments, precision='bf16')
     coarse.build(student, [None])
-    exact, rounded = teacher(batch[0])[0][LOGITS], coarse(batch[0])[0][LOGITS]
+    exact, rounded = teacher(batch[0]).maps[LOGITS], coarse(batch[0]).maps[LOGITS]
     assert rounded.dtype == torch.float32
     assert 1e-4 < ((rounded - exact).norm() / exact.norm()).item() < 0.03
     with pytest.raises(ConfigError, match="precision must be None or 'bf16', got 'int8'"):
-        FrozenTeacher(*arguments, precision='int8')
+        MMSegTeacher(*arguments, precision='int8')
 
 
 def test_runs_in_the_students_autocast(teacher, batch):
-    exact = teacher(batch[0])[0][LOGITS]
+    exact = teacher(batch[0]).maps[LOGITS]
     with torch.autocast('cpu', torch.bfloat16):
-        rounded = teacher(batch[0])[0][LOGITS]
+        rounded = teacher(batch[0]).maps[LOGITS]
     assert rounded.dtype == torch.float32
     assert 1e-4 < ((rounded - exact).norm() / exact.norm()).item() < 0.03
 
 
 @pytest.fixture
 def compiled(tiny_configs, student):
-    teacher = FrozenTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']), compile=True)
+    teacher = MMSegTeacher(str(tiny_configs['teacher']), str(tiny_configs['checkpoint']), compile=True)
     teacher.build(student, [None])
     return teacher
 
@@ -398,8 +396,8 @@ def compiled(tiny_configs, student):
 def test_compiles_for_any_size_of_crop(compiled, teacher, batch, monkeypatch):
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
     for inputs in (batch[0], batch[0].flip(3), batch[0][:, :, :24], batch[0][:1, :, :, :40], batch[0]):
-        torch.testing.assert_close(compiled(inputs)[0][LOGITS], teacher(inputs)[0][LOGITS])
-    assert compiled._compiled is not None
+        torch.testing.assert_close(compiled(inputs).maps[LOGITS], teacher(inputs).maps[LOGITS])
+    assert compiled.network.is_compiled
 
 
 def test_where_it_cannot_compile_it_runs_without(compiled, teacher, batch, messages, monkeypatch):
@@ -408,7 +406,7 @@ def test_where_it_cannot_compile_it_runs_without(compiled, teacher, batch, messa
 
     monkeypatch.setattr(torch, 'compile', lambda _: fail)
     for _ in range(2):
-        assert torch.equal(compiled(batch[0])[0][LOGITS], teacher(batch[0])[0][LOGITS])
+        assert torch.equal(compiled(batch[0]).maps[LOGITS], teacher(batch[0]).maps[LOGITS])
     assert [m for m in messages if 'compile' in m] == [
         'The teacher runs without torch.compile, which failed: RuntimeError: no compiler found'
     ]
@@ -426,19 +424,24 @@ def test_a_head_that_draws_random_numbers_answers_alike(tiny_configs, tmp_path, 
     norm = {'type': 'BN'}
     config = Config.fromfile(tiny_configs['student'])
     config.model.backbone.update(norm_cfg=norm)
-    config.model.decode_head = {**head, 'num_classes': 19, 'norm_cfg': norm, 'ham_kwargs': {'MD_R': 4},
-                                'loss_decode': {'type': 'CrossEntropyLoss'}}  # fmt: skip
+    config.model.decode_head = {
+        **head,
+        'num_classes': 19,
+        'norm_cfg': norm,
+        'ham_kwargs': {'MD_R': 4},
+        'loss_decode': {'type': 'CrossEntropyLoss'},
+    }
     config.model.backbone.base_channels, config.model.backbone.stem_channels = 8, 8
     config.model.pop('auxiliary_head')
     torch.save(build(config).state_dict(), tmp_path / 'ham.pth')
-    teacher = FrozenTeacher(config.to_dict(), str(tmp_path / 'ham.pth'))
+    teacher = MMSegTeacher(config.to_dict(), str(tmp_path / 'ham.pth'))
     teacher.build(build(tiny_configs['student']), [None])
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = teacher(batch[0])[0][LOGITS]
+    first = teacher(batch[0]).maps[LOGITS]
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(teacher(batch[0])[0][LOGITS], first)
+    assert torch.equal(teacher(batch[0]).maps[LOGITS], first)
 
 
 @pytest.mark.parametrize('content', [{'state_dict': None}, {'epoch': 3}, {1: torch.zeros(1)}])

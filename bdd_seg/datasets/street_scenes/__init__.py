@@ -14,6 +14,17 @@ from .scene import draw_scene
 from .writer import GENERATOR_VERSION, MANIFEST, scene_paths, scene_rng, write_dataset
 
 __all__ = [
-    'CLASSES', 'GENERATOR_VERSION', 'IGNORED', 'MANIFEST', 'PALETTE', 'ROAD', 'SKY', 'colour_labels',
-    'contact_sheet', 'draw_scene', 'scene_paths', 'scene_rng', 'write_dataset',
-]  # fmt: skip
+    'CLASSES',
+    'GENERATOR_VERSION',
+    'IGNORED',
+    'MANIFEST',
+    'PALETTE',
+    'ROAD',
+    'SKY',
+    'colour_labels',
+    'contact_sheet',
+    'draw_scene',
+    'scene_paths',
+    'scene_rng',
+    'write_dataset',
+]

@@ -44,7 +44,7 @@ class Stage:
         return points
 
     def sees(self, x: float, z: float, reach: float = 0.0) -> bool:
-        """Whether something at (x, z) that reaches so far to its sides can be in the picture."""
+        """Return whether something at (x, z) that reaches so far to its sides can be in the picture."""
         scale = self.focal / z
         u = self.centre + scale * (x + self.bend * z * z)
         return -reach * scale <= u <= self.width + reach * scale

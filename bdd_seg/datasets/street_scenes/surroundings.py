@@ -1,4 +1,4 @@
-"""What lines the street: houses, walls, fences and plants."""
+"""Houses, walls, fences and plants along the street."""
 
 import cv2
 import numpy as np

@@ -48,21 +48,35 @@ def car(rng: np.random.Generator) -> list[Body]:
     back, screen = boot + 0.1 * length, nose - 0.16 * length
     low, high, pillar = belt + 0.02, roof - 0.1, 0.5 * (back + screen)
     profile = (
-        (0, 0.3), (0.02, belt), (boot, belt + 0.04), (back, roof), (screen, roof), (nose, belt + 0.02),
-        (length - 0.08, belt - 0.14), (length, 0.3),
-    )  # fmt: skip
+        (0, 0.3),
+        (0.02, belt),
+        (boot, belt + 0.04),
+        (back, roof),
+        (screen, roof),
+        (nose, belt + 0.02),
+        (length - 0.08, belt - 0.14),
+        (length, 0.3),
+    )
     panes = (
         ((boot + 0.18, low), (back + 0.08, high), (pillar - 0.05, high), (pillar - 0.05, low)),
         ((pillar + 0.05, low), (pillar + 0.05, high), (screen - 0.05, high), (nose - 0.2, low)),
     )
     under = ((RUBBER, pair(half - 0.24, 0, half, 0.34)), ((30, 30, 32), rectangle(-half, 0.2, half, 0.42)))
     lamps = pair(half - 0.28, belt - 0.22, half, belt - 0.02)
-    return [Body(
-        CAR, length, 2 * half, pick(rng, CARS), profile, glass=(2, 4), sides=((GLASS, panes),),
-        rear=(*under, (RED, lamps), (PAINT, rectangle(-0.26, 0.5, 0.26, 0.62))),
-        front=(*under, (LAMP, lamps), (GLASS, rectangle(-0.5, 0.45, 0.5, 0.62))),
-        wheels=(0.19 * length, 0.8 * length),
-    )]  # fmt: skip
+    return [
+        Body(
+            CAR,
+            length,
+            2 * half,
+            pick(rng, CARS),
+            profile,
+            glass=(2, 4),
+            sides=((GLASS, panes),),
+            rear=(*under, (RED, lamps), (PAINT, rectangle(-0.26, 0.5, 0.26, 0.62))),
+            front=(*under, (LAMP, lamps), (GLASS, rectangle(-0.5, 0.45, 0.5, 0.62))),
+            wheels=(0.19 * length, 0.8 * length),
+        )
+    ]
 
 
 def truck(rng: np.random.Generator) -> list[Body]:
@@ -72,21 +86,33 @@ def truck(rng: np.random.Generator) -> list[Body]:
     ribs, seam = np.arange(0.5, load, 0.9), [0.75 * c for c in paint]
     tyres = (RUBBER, pair(half - 0.45, 0, half, 0.7))
     box = Body(
-        TRUCK, load, 2 * half, paint, ((0, floor), (0, height), (load, height), (load, floor)),
+        TRUCK,
+        load,
+        2 * half,
+        paint,
+        ((0, floor), (0, height), (load, height), (load, floor)),
         sides=((seam, rectangle(ribs, floor, ribs + 0.08, height)), (STEEL, rectangle(0, 0.5, load, floor))),
         rear=(
-            tyres, (GLASS, rectangle(-half, 0.5, half, floor)), (RED, pair(half - 0.3, 0.62, half, 0.82)),
+            tyres,
+            (GLASS, rectangle(-half, 0.5, half, floor)),
+            (RED, pair(half - 0.3, 0.62, half, 0.82)),
             (seam, rectangle(-0.04, floor, 0.04, height)),
         ),
-        wheels=(0.8, 1.9), radius=0.48,
-    )  # fmt: skip
+        wheels=(0.8, 1.9),
+        radius=0.48,
+    )
     cab = Body(
-        TRUCK, 2.1, 2 * half, pick(rng, COACHES + CARS),
-        ((0, 0.5), (0, top), (1.8, top), (2.05, 1.5), (2.1, 0.5)), glass=(2,),
+        TRUCK,
+        2.1,
+        2 * half,
+        pick(rng, COACHES + CARS),
+        ((0, 0.5), (0, top), (1.8, top), (2.05, 1.5), (2.1, 0.5)),
+        glass=(2,),
         sides=((GLASS, ((0.7, 1.55), (0.7, top - 0.25), (1.7, top - 0.25), (1.9, 1.55))),),
         front=(tyres, (GLASS, rectangle(-0.6, 0.7, 0.6, 1.2)), (LAMP, pair(half - 0.35, 0.7, half, 0.95))),
-        wheels=(1.1,), radius=0.48,
-    )  # fmt: skip
+        wheels=(1.1,),
+        radius=0.48,
+    )
     return [box, cab]
 
 
@@ -112,10 +138,17 @@ def coach(rng: np.random.Generator, label: int) -> list[Body]:
         ((70, 76, 82), rectangle(doors, floor + 0.1, doors + 1.2, high)),
     )
     body = Body(
-        label, length, 2 * half, paint, (*lean, *((length - s, y) for s, y in lean[::-1])), sides=sides,
-        rear=(*ends, (RED, lamps)), front=(*ends, (LAMP, lamps)),
-        wheels=(1.8, length - 2.2) if label == BUS else (), radius=0.48,
-    )  # fmt: skip
+        label,
+        length,
+        2 * half,
+        paint,
+        (*lean, *((length - s, y) for s, y in lean[::-1])),
+        sides=sides,
+        rear=(*ends, (RED, lamps)),
+        front=(*ends, (LAMP, lamps)),
+        wheels=(1.8, length - 2.2) if label == BUS else (),
+        radius=0.48,
+    )
     return [body] * (1 if label == BUS else int(rng.integers(2, 4)))
 
 

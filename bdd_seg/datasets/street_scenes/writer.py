@@ -15,6 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bdd_seg.runtime.upstream.atomic_files import write_atomically
+
 from .scene import MAX_SIZE, MIN_SIZE, draw_scene
 
 GENERATOR_VERSION = 2  # raise it with every change that alters a pixel
@@ -36,24 +38,14 @@ def scene_paths(root: Path, split: str, index: int) -> tuple[Path, Path]:
     )
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it appears under its name complete or not at all."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_scene(root: Path, seed: int, height: int, width: int, scene: tuple[str, int]) -> None:
     """Draw and write one scene, given as (split, index)."""
     image, labels = draw_scene(scene_rng(seed, *scene), height, width)
     # Sensor noise has no repeats to look for, which halves the time of compression.
     strategy = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
     image_path, labels_path = scene_paths(root, *scene)
-    write_whole(image_path, cv2.imencode('.png', image[..., ::-1], strategy)[1].tobytes())
-    write_whole(labels_path, cv2.imencode('.png', labels)[1].tobytes())
+    write_atomically(image_path, cv2.imencode('.png', image[..., ::-1], strategy)[1].tobytes())
+    write_atomically(labels_path, cv2.imencode('.png', labels)[1].tobytes())
 
 
 def claim_folder(root: Path, settings: dict[str, int], wanted: set[Path]) -> None:
@@ -64,7 +56,7 @@ def claim_folder(root: Path, settings: dict[str, int], wanted: set[Path]) -> Non
         if present:
             raise FileExistsError(f'{root} holds pictures but no {MANIFEST}: {advice}')
         root.mkdir(parents=True, exist_ok=True)
-        write_whole(manifest, (json.dumps(settings, indent=2) + '\n').encode())
+        write_atomically(manifest, json.dumps(settings, indent=2) + '\n')
         return
     try:
         found = json.loads(manifest.read_text())

@@ -14,18 +14,20 @@ from bdd_seg.runtime.upstream.models import unwrapped
 
 @HOOKS.register_module()
 class CheckpointFitsHook(Hook):
-    """Refuses the checkpoint of another network, which mmengine takes with no more than a warning.
+    """Refuses the checkpoint of another network, for which mmengine only warns.
 
-    For testing all weights must fit, but for auxiliary heads, which do not run then; for resuming, all.
-    A training that begins with ``load_from`` takes what fits, which must not be nothing.
+    For testing, all weights must fit except those of auxiliary heads, which do not run then. For resuming,
+    all must fit. A training that begins with ``load_from`` takes the weights that fit, at least one of which
+    must.
 
     Raises:
-        ConfigError: When the checkpoint is loaded.
+        ConfigError: When the checkpoint is loaded: it does not fit, or holds no weights.
     """
 
-    priority = 'LOWEST'  # after EMAHook, which says which of the checkpoint's weights are loaded
+    priority = 'LOWEST'  # after EMAHook, which chooses among the checkpoint's weights
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Load the weights once more, and compare them with the model's."""
         where = f'checkpoint {runner._load_from!r}' if runner._load_from else 'the checkpoint'
         weights = weights_of(checkpoint, where)
         model = unwrapped(runner.model)

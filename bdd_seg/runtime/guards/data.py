@@ -1,286 +1,210 @@
-"""Images and label maps that cannot be trained on are found as they are loaded, and named."""
+"""Reject unusable images and labels at load time, naming the file."""
 
-import os
-import traceback
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import cv2
-import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
-from mmengine.dataset import Compose
-from mmengine.evaluator import Evaluator
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
-from mmseg.datasets.transforms import LoadAnnotations as LoadSegMap
-from mmseg.datasets.transforms import RandomCrop
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import Registry
+from mmseg.datasets.transforms import Albu, RandomCrop
 from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.registry import HOOKS
-from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from bdd_seg.errors import ConfigError
-from bdd_seg.runtime.upstream.models import unwrapped
+from bdd_seg.runtime.guards import checked_transforms  # noqa: F401  registers what this module writes
+from bdd_seg.runtime.upstream.configs import leaf_datasets
 
-# What cv2, Pillow and mmcv raise where a file is missing or broken.
-_BROKEN_FILE = OSError, AssertionError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError
+_LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
-
-@HOOKS.register_module()
-class BatchCheckHook(Hook):
-    """Looks at each image and label map as it is loaded, in training, validation and testing.
-
-    A label beyond the classes would end a training on a GPU with no word about where it comes from, and
-    mmseg's IoUMetric would leave it out in silence; as silently, mmseg cuts label maps of 16 bits to 8. It
-    is the data loader's processes that look; it takes them 0.4 ms for a crop of 512×1024. Labels of heads
-    with losses of their own, and of other metrics, may mean something else and are left alone.
-
-    Raises:
-        ConfigError: When training starts: the data set has more classes than a head of the model. While
-            images are loaded, with the file's name: one cannot be read; a label is beyond the classes; a
-            label map has several channels, or values that 8 bits cannot hold, or is of another size than its
-            image where training crops both, where the data pipeline ends, or where mmseg evaluates.
-    """
-
-    def before_train(self, runner: Runner) -> None:
-        classes = _number_of_classes(runner.train_dataloader.dataset)
-        heads = {key: head for key, head in _heads(runner.model) if _takes_labels_as_they_are(head)}
-        for key, head in heads.items():
-            if classes is not None and classes > _number_of_labels(head):
-                raise ConfigError(
-                    f'{key}.num_classes is {head.num_classes}, but the data set of train_dataloader has '
-                    f'{classes} classes. Set {key}.num_classes={classes}, and so for the other heads'
-                )
-        check = None
-        if heads:
-            number = min(map(_number_of_labels, heads.values()))
-            check = _LabelCheck(number, next(iter(heads.values())).ignore_index, as_large_as_image=True)
-        _check_samples(runner.train_dataloader, check)
-
-    def before_val(self, runner: Runner) -> None:
-        _check_evaluated(runner.val_dataloader, getattr(runner.val_loop, 'evaluator', None))
-
-    def before_test(self, runner: Runner) -> None:
-        _check_evaluated(runner.test_dataloader, getattr(runner.test_loop, 'evaluator', None))
+_WRAPPERS = ('CheckedLoading', 'CheckedCrop')
 
 
-def _check_evaluated(loader: DataLoader, evaluator: Evaluator | None) -> None:
-    classes = _number_of_classes(loader.dataset)
-    metrics = getattr(evaluator, 'metrics', [])
-    ignored = {getattr(metric, 'ignore_index', 255) for metric in metrics}
-    check = None
-    if classes is not None and len(ignored) == 1 and all(isinstance(one, IoUMetric) for one in metrics):
-        check = _LabelCheck(max(classes, 2), ignored.pop(), as_large_as_image=False)
-    _check_samples(loader, check)
+def check_data(cfg: Config, mode: str) -> None:
+    """Write checks of each image and label map into the data pipelines of a config.
 
+    A label beyond the classes would end a training on a GPU with a device assert that names no file, and
+    mmseg's ``IoUMetric`` leaves it out without a warning. mmseg also cuts label maps of 16 bits to 8. The
+    checks run in the data loader's processes. Labels are left alone where the loss or the metric may read
+    something else from them: for heads with a ``loss_by_feat`` of their own, and metrics other than
+    ``IoUMetric``.
 
-def _check_samples(loader: DataLoader, check: '_LabelCheck | None') -> None:
-    """Let a data loader check what it loads, from its next epoch on."""
-    for pipeline in _pipelines(loader.dataset):
-        _check_loading([pipeline])
-        pipeline.transforms = [step for step in pipeline.transforms if not isinstance(step, _LabelCheck)]
-        pipeline.transforms += [] if check is None else [check]
-
-
-def name_files(dataset: Dataset) -> None:
-    """Let a data set name the file where one cannot be read, or is no use."""
-    for pipeline in _pipelines(dataset):
-        _check_loading([pipeline])
-
-
-def _pipelines(dataset: Dataset) -> Iterator[Compose]:
-    """That of a data set, or of those that it wraps."""
-    inner = [getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())]
-    wrapped = [one for one in inner if isinstance(one, Dataset)]
-    pipeline = getattr(dataset, 'pipeline', None)
-    if not wrapped and isinstance(pipeline, Compose):
-        yield pipeline
-    for one in wrapped:
-        yield from _pipelines(one)
-
-
-def _check_loading(steps: list) -> None:
-    for i, step in enumerate(steps):
-        if isinstance(step, LoadImageFromFile | LoadAnnotations):
-            steps[i] = _Loading(step)
-        elif isinstance(step, RandomCrop):
-            steps[i] = _Cropping(step)
-        elif isinstance(step, Compose):
-            _check_loading(step.transforms)
-        else:  # what wraps others: FollowGeometry, TestTimeAug, mmcv's Compose and RandomChoice
-            for name in ('pipeline', 'subroutines', 'transforms'):
-                inner = getattr(step, name, [])
-                if isinstance(inner, tuple):  # in which none can be replaced
-                    inner = list(inner)
-                    setattr(step, name, inner)
-                _check_loading(inner if isinstance(inner, list) else [inner])
-
-
-class _Loading:
-    """A transform that loads something, which names the file where that fails, or is no use."""
-
-    def __init__(self, transform: LoadImageFromFile | LoadAnnotations) -> None:
-        self.transform = transform
-        self._seen: set[str] = set()
-
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        image = isinstance(self.transform, LoadImageFromFile)
-        path = results.get('img_path' if image else 'seg_map_path')
-        try:
-            results = self.transform(results)
-        except Exception as error:
-            if not isinstance(error, _BROKEN_FILE):  # it may be a bug
-                traceback.print_exception(error)
-            what = 'image' if image else 'label map'
-            raise ConfigError(f'{what} {path!r} cannot be read: {_reason(error, path)}') from error
-        if not image and results is not None:
-            self._check_label_map(results, path)
-        return results
-
-    def __repr__(self) -> str:
-        return repr(self.transform)
-
-    def _check_label_map(self, results: dict[str, Any], path: str | None) -> None:
-        labels, size = results.get('gt_seg_map'), results.get('ori_shape')
-        if labels is None or size is None:
-            return
-        if labels.ndim > len(size):
-            raise ConfigError(
-                f'label map {path!r} has {labels.shape[-1]} channels, as colours have. Give a PNG whose one '
-                'channel, or palette index, is the class'
-            )
-        if labels.ndim < len(size):  # mmseg squeezes them
-            raise ConfigError(f'label map {path!r} has a single row or column of pixels, too few for mmseg')
-        if type(self.transform) is LoadSegMap and path is not None and path not in self._seen:
-            self._seen.add(path)
-            _check_bits(path)
-
-
-class _Cropping:
-    """A crop of images and label maps of one size: of a larger map it would take another place in silence."""
-
-    def __init__(self, transform: RandomCrop) -> None:
-        self.transform = transform
-
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        labels = results.get('gt_seg_map')
-        if labels is not None and labels.shape[:2] != results['img'].shape[:2]:
-            raise _sizes_differ(
-                results, labels.shape[:2], results['img'].shape[:2], ' where they are cropped'
-            )
-        return self.transform(results)
-
-    def __repr__(self) -> str:
-        return repr(self.transform)
-
-
-def _sizes_differ(paths: Any, labels: Any, image: Any, when: str) -> ConfigError:
-    return ConfigError(
-        f'label map {paths.get("seg_map_path")!r} has {_size_text(labels)} pixels, image '
-        f'{paths.get("img_path")!r} {_size_text(image)}{when}. Their files differ in size, or a transform '
-        'changes one of the two'
-    )
-
-
-def _reason(error: Exception, path: Any) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return 'it is empty'
-    text = ' '.join(str(error).split()).removesuffix(f': {path}')
-    return f'is it whole, and an image? ({type(error).__name__}: {text})'
-
-
-def _check_bits(path: str) -> None:
-    """mmseg's ``LoadAnnotations`` takes the values of any label map modulo 256."""
-    try:
-        with Image.open(path) as image:
-            # The modes of 16 and 32 bits; most files are done with when their header is read.
-            highest = np.asarray(image).max() if image.mode[0] in 'IF' else 0
-    except (OSError, Image.DecompressionBombError):  # not in the file system, or read by another library
-        return
-    if highest > 255:
-        raise ConfigError(
-            f'label map {path!r} has values up to {highest:g}, which mmseg cuts to 8 bits. Classes are 0 to '
-            '254, and 255 is ignored'
-        )
-
-
-class _LabelCheck:
-    """The last step of a data pipeline: labels must be classes, or ignored, and as many as pixels.
+    Calling it again replaces the checks, so that a config dumped by an earlier run may be given. With
+    ``check_data = False`` in the config they are taken out. Only this package's tools call this function:
+    mmseg's own tools check nothing.
 
     Args:
-        number: How many classes there are.
-        ignore_index: The label that is none.
-        as_large_as_image: Whether the image's size is the one that the pipeline makes, as training needs it,
-            or the one on disk, to which mmseg resizes what it predicts.
+        cfg: The whole config, changed in place. Nothing else that changes its pipelines may come later.
+        mode: ``'train'``, for the training and validation data, or ``'test'``.
+
+    Raises:
+        ConfigError: The training data set has more classes than a head of the model. Later, while images are
+            loaded, and with the file's name: one cannot be read; a label is beyond the classes; a label map
+            has several channels, or values that 8 bits cannot hold, or is of another size than its image
+            where training crops both, where the data pipeline ends, or where mmseg evaluates.
     """
+    wanted = cfg.get('check_data', True)
+    for key in _LOADERS[mode]:
+        if cfg.get(key) is None:
+            continue
+        dataset = cfg[key].dataset
+        labels = _label_check(cfg, key, dataset) if wanted else None
+        for settings, _ in leaf_datasets(dataset, f'{key}.dataset'):
+            pipeline = settings.get('pipeline', [])
+            if wanted:
+                settings['pipeline'] = [*name_files(pipeline), *([] if labels is None else [labels])]
+            else:
+                settings['pipeline'] = without_checks(pipeline)
 
-    def __init__(self, number: int, ignore_index: int, as_large_as_image: bool) -> None:
-        self.number, self.ignore_index = number, ignore_index
-        self.as_large_as_image = as_large_as_image
 
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
-        sample = results.get('data_samples')
-        if sample is None:  # not packed yet: a part of what will be mixed into one image
-            self._check(results.get('gt_seg_map'), results, size=None)
-            return results
-        for one in sample if isinstance(sample, list) else [sample]:  # one image at several scales and flips
-            labels = one.get('gt_sem_seg')
-            made = getattr(results.get('inputs'), 'shape', None)
-            size = made if self.as_large_as_image else one.get('ori_shape')
-            self._check(None if labels is None else labels.data.numpy(), one, size)
-        return results
+def name_files(pipeline: Sequence[Any]) -> list[Any]:
+    """Return the settings of a data pipeline that names the file where one cannot be read.
 
-    def _check(self, labels: np.ndarray | None, paths: Any, size: Any) -> None:
-        if labels is None or labels.dtype.kind not in 'biu':
-            return
-        # Seen as unsigned, negative numbers are large ones. One pass less, and twice as fast as in torch.
-        unsigned = labels.view(f'u{labels.itemsize}')
-        wrong = (unsigned >= self.number) & (labels != self.ignore_index)
-        if wrong.any():
-            values = np.unique(labels[wrong])
-            listed = ', '.join(map(str, values[:5])) + (', ...' if len(values) > 5 else '')
+    Args:
+        pipeline: Settings of transforms. They are left as they are.
+    """
+    return list(_with_checks(without_checks(pipeline)))
+
+
+def without_checks(value: Any) -> Any:
+    """Return a data pipeline, or a part of one, without what :func:`check_data` wrote into it."""
+    if isinstance(value, list | tuple):
+        kept = [item for item in value if not (isinstance(item, Mapping) and _name(item) == 'CheckLabels')]
+        return type(value)(map(without_checks, kept))
+    if not isinstance(value, Mapping):
+        return value
+    if _name(value) in _WRAPPERS:
+        return without_checks(value['transform'])
+    return {key: without_checks(item) for key, item in value.items()}
+
+
+def _with_checks(value: Any) -> Any:
+    """Return a data pipeline, or a part of one, whose transforms that load and crop are checked."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_with_checks, value))
+    if not isinstance(value, Mapping):
+        return value
+    kind = _class_of(value, TRANSFORMS) or object
+    # Wrapped where they stand: in TestTimeAug and RandomChoice another step would be another alternative.
+    if issubclass(kind, LoadImageFromFile | LoadAnnotations):
+        return {'type': 'CheckedLoading', 'transform': value}
+    if issubclass(kind, RandomCrop):
+        return {'type': 'CheckedCrop', 'transform': value}
+    if issubclass(kind, Albu):  # the names within are those of albumentations, which has a RandomCrop, too
+        return value
+    return {key: _with_checks(item) for key, item in value.items()}
+
+
+def _label_check(cfg: Config, key: str, dataset: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return settings of the ``CheckLabels`` for a data loader, or None if its labels may mean anything."""
+    if key == 'train_dataloader':
+        return _training_labels(cfg, dataset)
+    classes = _number_of_classes(dataset)
+    ignored = set()
+    for metric in _metrics(cfg.get(key.replace('dataloader', 'evaluator'))):
+        kind = _class_of(metric, METRICS)
+        if kind is None or not issubclass(kind, IoUMetric):
+            return None
+        ignored.add(_argument(metric, kind, 'ignore_index'))
+    if classes is None or len(ignored) != 1:
+        return None
+    return _check_labels(max(classes, 2), ignored.pop(), match_inputs=False)
+
+
+def _training_labels(cfg: Config, dataset: Mapping[str, Any]) -> dict[str, Any] | None:
+    heads = list(_heads(cfg.model))
+    if not heads:
+        return None
+    # A distiller compares its student's classes with the teacher's, which says more, when it is built.
+    classes = None if cfg.model.get('teacher') else _number_of_classes(dataset)
+    for where, num_classes, _ in heads:
+        if classes is not None and classes > max(num_classes, 2):
             raise ConfigError(
-                f'label map {paths.get("seg_map_path")!r} has labels {listed}; the classes are 0 to '
-                f'{self.number - 1}, and {self.ignore_index} is ignored'
+                f'{where}.num_classes is {num_classes}, but the data set of train_dataloader has '
+                f'{classes} classes. Set {where}.num_classes={classes}, and so for the other heads'
             )
-        if size is not None and tuple(size[-2:]) != labels.shape[-2:]:
-            when = ' when the data pipeline is done' if self.as_large_as_image else ''
-            raise _sizes_differ(paths, labels.shape[-2:], size[-2:], when)
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}({self.number}, {self.ignore_index})'
+    # One class has a background, too.
+    number = max(min(num_classes for _, num_classes, _ in heads), 2)
+    return _check_labels(number, heads[0][2], match_inputs=True)
 
 
-def _heads(model: nn.Module) -> Iterator[tuple[str, BaseDecodeHead]]:
-    """The model's heads, each with its key in the config."""
-    model = unwrapped(model)
+def _check_labels(num_classes: int, ignore_index: int | None, match_inputs: bool) -> dict[str, Any]:
+    return {
+        'type': 'CheckLabels',
+        'num_classes': num_classes,
+        'ignore_index': ignore_index,
+        'match_inputs': match_inputs,
+    }
+
+
+def _heads(model: Mapping[str, Any]) -> Iterator[tuple[str, int, int | None]]:
+    """Yield the key, ``num_classes`` and ``ignore_index`` of the model's heads that learn the labels.
+
+    Heads with a loss function of their own may learn something else from them, such as edges or depth.
+    """
     for key in ('decode_head', 'auxiliary_head'):
-        heads = getattr(model, key, None)
-        if isinstance(heads, nn.ModuleList):
-            found = ((f'model.{key}.{i}', head) for i, head in enumerate(heads))
-            yield from ((name, head) for name, head in found if isinstance(head, BaseDecodeHead))
-        elif isinstance(heads, BaseDecodeHead):
-            yield f'model.{key}', heads
+        part: Any = model.get(key)
+        heads: dict[str, Any] = (
+            {f'model.{key}.{i}': head for i, head in enumerate(part)}
+            if isinstance(part, list | tuple)
+            else {f'model.{key}': part}
+        )
+        for where, head in heads.items():
+            kind = _class_of(head, MODELS)
+            if kind is None or not issubclass(kind, BaseDecodeHead):
+                continue
+            num_classes = _argument(head, kind, 'num_classes')
+            if kind.loss_by_feat is BaseDecodeHead.loss_by_feat and isinstance(num_classes, int):
+                yield where, num_classes, _argument(head, kind, 'ignore_index')
 
 
-def _takes_labels_as_they_are(head: BaseDecodeHead) -> bool:
-    """Heads with a loss function of their own may learn something else from them, such as edges."""
-    classifies = hasattr(head, 'ignore_index') and hasattr(head, 'num_classes')  # not so heads for depth
-    return classifies and type(head).loss_by_feat is BaseDecodeHead.loss_by_feat
+def _metrics(evaluator: Any) -> Iterator[Any]:
+    """Yield the metrics that an evaluator's settings name, in any of the forms that mmengine takes."""
+    if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
+        evaluator = evaluator['metrics']
+    if isinstance(evaluator, list | tuple):
+        yield from evaluator
+    elif evaluator is not None:
+        yield evaluator
 
 
-def _number_of_labels(head: BaseDecodeHead) -> int:
-    return max(head.num_classes, 2)  # one class has a background, too
-
-
-def _number_of_classes(dataset: Dataset) -> int | None:
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+def _number_of_classes(dataset: Mapping[str, Any]) -> int | None:
+    """Return the number of classes of a data set, of the first one if it wraps several."""
+    settings, _ = next(leaf_datasets(dict(dataset), ''))
+    kind = _class_of(settings, DATASETS)
+    if kind is None:
+        return None
+    if issubclass(kind, BaseDataset):  # its classes may depend on any of its settings
+        built = DATASETS.build({**settings, 'lazy_init': True, 'pipeline': []})
+        classes = built.metainfo.get('classes')
+    else:
+        classes = getattr(kind, 'METAINFO', {}).get('classes')
     return None if classes is None else len(classes)
 
 
-def _size_text(shape: Any) -> str:
-    return '×'.join(map(str, shape))
+def _name(settings: Mapping[str, Any]) -> str:
+    """Return the name of the class that settings are for, without a scope such as ``mmseg.``."""
+    kind = settings.get('type')
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def _class_of(settings: Any, registry: Registry) -> type[Any] | None:
+    """Return the class that settings are for, or None if there is none of that name."""
+    kind = settings.get('type') if isinstance(settings, Mapping) else None
+    if isinstance(kind, str):
+        kind = registry.get(kind)
+    return kind if inspect.isclass(kind) else None
+
+
+def _argument(settings: Mapping[str, Any], kind: type[Any], name: str) -> Any:
+    """Return a setting, or its default in the class or the first base that has one, or None."""
+    if name in settings:
+        return settings[name]
+    for base in kind.__mro__:
+        init = vars(base).get('__init__')
+        parameter = None if init is None else inspect.signature(init).parameters.get(name)
+        if parameter is not None and parameter.default is not parameter.empty:
+            return parameter.default
+    return None

@@ -5,14 +5,11 @@ change a library's own tables in place; ``import bdd_seg`` calls it once. The ot
 that this package calls instead of the library's.
 """
 
-from bdd_seg.runtime.upstream import atomic_files, bfloat16, checkpoints, configs
-
 
 def apply() -> None:
-    """Register this package's file backend, checkpoint loaders, and the place of mmseg's configs."""
-    atomic_files.apply()
-    checkpoints.apply()
-    configs.apply()
+    """Register this package's file backend, checkpoint loaders, optimizer wrapper, and mmseg's configs."""
+    # Here and not above: the check of the installation is in this folder, and comes before mmengine.
+    from bdd_seg.runtime.upstream import atomic_files, bfloat16, checkpoints, configs
 
-
-__all__ = ['apply', 'bfloat16']
+    for patch in (atomic_files, bfloat16, checkpoints, configs):
+        patch.apply()

@@ -15,7 +15,6 @@ from mmseg.registry import OPTIM_WRAPPERS
 from torch import nn
 
 
-@OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
     """An ``OptimWrapper`` whose forward passes run in bfloat16 autocast. Arguments are ``OptimWrapper``'s."""
 
@@ -24,3 +23,8 @@ class BFloat16OptimWrapper(OptimWrapper):
         """Enter the wrapper's own context, and autocast to bfloat16 on the model's device."""
         with super().optim_context(model), autocast(dtype=torch.bfloat16):
             yield
+
+
+def apply() -> None:
+    """Register :class:`BFloat16OptimWrapper` beside mmengine's."""
+    OPTIM_WRAPPERS.register_module(module=BFloat16OptimWrapper)

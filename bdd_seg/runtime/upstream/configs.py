@@ -2,12 +2,13 @@
 
 Reason: mmengine's errors do not say which file of a chain of ``_base_`` is broken, a circular ``_base_`` ends
 in a recursion, and ``hub.get_config('mmseg::…')`` installs OpenMMLab's release over the maintained build.
-Test: tests/runtime/upstream/test_configs.py, tests/cli/test_wrong_inputs.py.
+Test: tests/runtime/upstream/test_config_files.py, tests/cli/wrong_inputs/test_wrong_configs.py.
 Goes when: ``Config.fromfile`` names file and line, and resolves ``mmseg::`` from the installed package.
 """
 
 import ast
 import importlib
+import importlib.util
 import os
 import traceback
 from collections.abc import Iterator, Mapping
@@ -35,8 +36,8 @@ def load_config(name: str | Path) -> Config:
     """Read a config file: a path, or ``mmseg::FOLDER/NAME.py`` for one that mmseg ships.
 
     Raises:
-        ConfigError: There is no such file, a file that it inherits from is missing, or a module that it
-            names cannot be imported.
+        ConfigError: There is no such file, it or a file that it inherits from is missing or broken, or a
+            module that it names cannot be imported.
     """
     path = Path(name)
     if str(name).startswith(_MMSEG_PREFIX):
@@ -50,20 +51,14 @@ def load_config(name: str | Path) -> Config:
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
         hint = '. The order is CONFIG CHECKPOINT' if path.suffix in ('.pth', '.pt') else ''
         raise ConfigError(f'config {str(name)!r} is no config file, which would end in .py{hint}')
+    for lineage in _lineages(path):
+        if lineage[-1] in lineage[:-1]:
+            files = ' → '.join(repr(str(file)) for file in lineage)
+            raise ConfigError(f'config {str(name)!r} inherits from itself: {files}. Look at their _base_')
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f'config {str(name)!r} inherits from a file that does not exist: {error}'
-        ) from error
-    except ImportError as error:
-        raise ConfigError(f'config {str(name)!r}: {error}') from error
-    except RecursionError as error:
-        raise ConfigError(f'config {str(name)!r} inherits from itself: look at its _base_') from error
-    except SyntaxError as error:
-        raise ConfigError(f'config {_syntax_error(path) or _described(path, error)}') from error
     except Exception as error:  # a config is a program, in which anything can go wrong
-        raise ConfigError(f'config {_described(path, error)}') from error
+        raise ConfigError(f'config {_problem(path, error)}') from error
     _import_custom_modules(cfg, str(name))
     return cfg
 
@@ -89,78 +84,110 @@ def leaf_datasets(settings: dict[str, Any], where: str) -> Iterator[tuple[dict[s
             yield from leaf_datasets(inner, f'{where}.{key}')
 
 
-def _described(path: Path, error: Exception) -> str:
-    """Name the file and line of a config where an exception comes from, and what it says."""
-    lines = [
-        line for line in traceback.extract_tb(error.__traceback__)
-        if line.filename.endswith('.py') and Path(line.filename).resolve() in _chain(path)
-    ]  # fmt: skip
-    file, number = (lines[-1].filename, lines[-1].lineno) if lines else (str(path), None)
-    number = getattr(error, 'lineno', number)
-    where = repr(file) if number is None else f'{file!r}, line {number}'
+def _problem(path: Path, error: Exception) -> str:
+    """Name the file and line of a config where an exception comes from, and what is wrong there."""
+    lineages = [*_lineages(path)]
+    shown = {path.resolve(): str(path)}  # the other files have no shorter name
+
+    def show(file: Path) -> str:
+        return repr(shown.get(file, str(file)))
+
+    if isinstance(error, FileNotFoundError):
+        for lineage in lineages:
+            if len(lineage) > 1 and not lineage[-1].exists():
+                file, absent = map(show, lineage[-2:])
+                return f'{file} inherits from a file that does not exist: {absent}. Look at its _base_'
+    files = {lineage[-1] for lineage in lineages}
+    if isinstance(error, SyntaxError):  # mmengine parses the text without the file's name
+        for broken in sorted(files):
+            found = _syntax_error(broken)
+            if found is not None:
+                return f'{show(broken)}, line {found.lineno}: SyntaxError: {found.msg}'
+    places = [
+        (Path(line.filename).resolve(), line.lineno) for line in traceback.extract_tb(error.__traceback__)
+    ]
+    origin, number = next((place for place in reversed(places) if place[0] in files), (path.resolve(), None))
+    number = getattr(error, 'lineno', number)  # a JSON file has no line of code
+    where = show(origin) if number is None else f'{show(origin)}, line {number}'
     return f'{where}: {type(error).__name__}: {" ".join(str(error).split())}'
 
 
-def _syntax_error(path: Path) -> str | None:
-    """Name the file and line of a config's first syntax error, which mmengine reports without them."""
-    for file in _chain(path):
-        try:
-            ast.parse(file.read_text())
-        except SyntaxError as error:
-            return f'{str(file)!r}, line {error.lineno}: SyntaxError: {error.msg}'
-        except (OSError, UnicodeDecodeError):
-            continue
+def _lineages(path: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield each file that a config inherits from, itself first, after the files that lead to it.
+
+    A file that leads to itself ends its lineage. What ``_base_`` does not give as a literal is left out.
+    """
+    todo: list[tuple[Path, ...]] = [(path.resolve(),)]
+    while todo:
+        lineage = todo.pop(0)
+        yield lineage
+        if lineage[-1] not in lineage[:-1]:
+            todo += [(*lineage, base) for base in _bases(lineage[-1])]
+
+
+def _bases(file: Path) -> list[Path]:
+    """List the files that a config file names in its ``_base_``."""
+    try:
+        statements = ast.parse(file.read_text()).body
+    except (OSError, SyntaxError, ValueError):  # not there, broken, or no text
+        return []
+    values = [
+        statement.value
+        for statement in statements
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == '_base_'
+    ]
+    try:
+        bases = [ast.literal_eval(value) for value in values]
+    except ValueError:
+        return []
+    names = [name for base in bases for name in ([base] if isinstance(base, str) else base)]
+    return [_resolve(name, file) for name in names]
+
+
+def _resolve(base: str, file: Path) -> Path:
+    """Return the file that a ``_base_`` names: relative to the config, or in a package as ``mmseg::…``."""
+    package, colons, name = base.partition('::')
+    spec = importlib.util.find_spec(package) if colons else None
+    if spec is not None and spec.origin is not None:
+        return (Path(spec.origin).parent / '.mim' / 'configs' / name).resolve()
+    return (file.parent / base).resolve()
+
+
+def _syntax_error(file: Path) -> SyntaxError | None:
+    try:
+        ast.parse(file.read_text())
+    except SyntaxError as error:
+        return error
+    except (OSError, ValueError):
+        pass
     return None
 
 
-def _chain(path: Path) -> list[Path]:
-    """List a config file and the files that it inherits from, as far as their ``_base_`` can be read."""
-    found: list[Path] = []
-    todo = [path.resolve()]
-    while todo:
-        file = todo.pop(0)
-        if file not in found:
-            found.append(file)
-            todo += [(file.parent / base).resolve() for base in _bases(file)]
-    return found
-
-
-def _bases(file: Path) -> list[str]:
-    try:
-        statements = ast.parse(file.read_text()).body
-        for statement in statements:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == '_base_':
-                bases = ast.literal_eval(statement.value)
-                return [bases] if isinstance(bases, str) else list(bases)
-    except (OSError, SyntaxError, ValueError):  # not there, broken, or no literal
-        pass
-    return []
-
-
 def _import_custom_modules(cfg: Config, name: str) -> None:
+    """Import the modules that a config names.
+
+    Raises:
+        ConfigError: One is not found, or cannot be imported, and is not allowed to fail.
+    """
     settings = cfg.get('custom_imports') or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f'config {name!r}: custom_imports must be dict(imports=[...]), got {settings!r}')
     modules = settings.get('imports') or []
     for module in [modules] if isinstance(modules, str) else modules:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if settings.get('allow_failed_imports'):
-                continue
-            if error.name is None or not f'{module}.'.startswith(
-                f'{error.name}.'
-            ):  # a module that it imports
-                raise ConfigError(f'config {name!r}: {_not_imported(module, error)}') from error
-            top = module.partition('.')[0]
-            local = error.name != top or os.path.exists(top) or os.path.exists(f'{top}.py')
-            raise ConfigError(
-                f'config {name!r}: custom_imports names {module!r}, which is not found. If it is in the '
-                'folder you run in, begin the line with PYTHONPATH=.'
-                + ('' if local else ' Else pip install its package')
-            ) from error
         except ImportError as error:
             if not settings.get('allow_failed_imports'):
-                raise ConfigError(f'config {name!r}: {_not_imported(module, error)}') from error
+                raise ConfigError(f'config {name!r}: {_import_problem(module, error)}') from error
 
 
-def _not_imported(module: str, error: ImportError) -> str:
-    return f'custom_imports: {module!r} cannot be imported: {type(error).__name__}: {error}'
+def _import_problem(module: str, error: ImportError) -> str:
+    is_absent = isinstance(error, ModuleNotFoundError) and error.name is not None
+    if not (is_absent and f'{module}.'.startswith(f'{error.name}.')):  # it is there, and imports what is not
+        return f'custom_imports: {module!r} cannot be imported: {type(error).__name__}: {error}'
+    top = module.partition('.')[0]
+    is_local = error.name != top or os.path.exists(top) or os.path.exists(f'{top}.py')
+    return (
+        f'custom_imports names {module!r}, which is not found. If it is in the folder you run in, begin the '
+        'line with PYTHONPATH=.' + ('' if is_local else ' Else pip install its package')
+    )

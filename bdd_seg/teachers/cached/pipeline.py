@@ -16,8 +16,8 @@ from bdd_seg.teachers.cached.store import TeacherCache
 class ReadTeacherCache(FollowGeometry):
     """A data pipeline whose samples carry a teacher's cached outputs.
 
-    Beside what :class:`FollowGeometry` tells, a sample gets the outputs for its whole image as fields
-    ``teacher/TAP``, each (C, h, w) float16, and as metainfo ``teacher_cache``, where they come from,
+    Beside the metainfo of :class:`FollowGeometry`, a sample gets the outputs for its whole image as fields
+    ``teacher/TAP``, each (C, h, w) float16, and as metainfo ``teacher_cache``, their folder,
     ``teacher_geometry``, which takes pixels of the transformed image to pixels of the teacher's input, and
     ``teacher_input_shape``, (H, W) of that input.
 
@@ -60,7 +60,7 @@ class ReadTeacherCache(FollowGeometry):
 
 
 def read_teacher_cache(cfg: Config) -> None:
-    """Let the training data of a config bring along what its ``CachedTeacher`` answers from.
+    """Let the training data of a config bring along the outputs that its ``CachedTeacher`` answers with.
 
     Wraps the pipelines of the training data sets in :class:`ReadTeacherCache`. Does nothing where the
     config has no ``CachedTeacher``.

@@ -1,4 +1,4 @@
-"""A teacher's outputs for whole images on disk, and the data pipeline that reads them.
+"""A teacher's outputs for whole images, on disk.
 
 A cache is a folder with a ``manifest.json`` and one safetensors file an image, which is found by the
 content of the image: the data may move, and a changed image is noticed.
@@ -27,16 +27,16 @@ _VERSION = 1
 
 @dataclass
 class Manifest:
-    """What a cache holds and where it comes from.
+    """The contents of a cache and their origin.
 
     Attributes:
-        teacher: The teacher's fingerprint, as :meth:`FrozenTeacher.fingerprint` gives it.
+        teacher: The teacher's fingerprint, as :meth:`MMSegTeacher.fingerprint` gives it.
         num_classes: How many classes it predicts.
         class_names: Their names, where its checkpoint tells.
         logits_tap: The tap that holds the logits.
         strides: Tap name → input pixels per output cell, (vertical, horizontal).
         align_corners: How its head relates output cells to input pixels.
-        pipeline: The settings of what made its input of an image file.
+        pipeline: The transforms that made its input of an image file.
         images: SHA-256 of an image file → its ``path`` when it was read, its ``size`` (H, W), and of its
             outputs' file the ``sha256`` and the length in ``bytes``. Empty until the cache is complete.
         version: Of this format.
@@ -74,7 +74,7 @@ class TeacherCache:
     """The files of a cache.
 
     Args:
-        folder: Where they are.
+        folder: The folder that holds them.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -95,7 +95,7 @@ class TeacherCache:
         return self._manifest
 
     def has_manifest(self) -> bool:
-        """Whether a manifest was written."""
+        """Return whether a manifest was written."""
         return (self.folder / _MANIFEST).exists()
 
     def write_manifest(self, manifest: Manifest) -> None:
@@ -105,11 +105,11 @@ class TeacherCache:
         self._manifest = manifest
 
     def file_of(self, digest: str) -> Path:
-        """The file with the outputs for the image whose content has this SHA-256."""
+        """Return the path of the outputs for the image whose content has this SHA-256."""
         return self.folder / f'{digest}.safetensors'
 
     def digest(self, img_path: str) -> str:
-        """SHA-256 of an image file, worked out once in each process."""
+        """Return the SHA-256 of an image file, computed once in each process."""
         if img_path not in self._digests:
             self._digests[img_path] = hashlib.sha256(get(img_path)).hexdigest()
         return self._digests[img_path]
@@ -164,7 +164,7 @@ class TeacherCache:
         return self.read_file(digest, taps)
 
     def read_file(self, digest: str, taps: Collection[str] | None = None) -> CachedOutputs:
-        """Read a file whatever the manifest says of it.
+        """Read a file without a look at the manifest.
 
         Raises:
             SafetensorError, OSError, KeyError, ValueError: It is not there, or cannot be read.
@@ -177,9 +177,9 @@ class TeacherCache:
         )
 
     def faults(self) -> dict[str, str]:
-        """What is wrong with files that the manifest names, by the digests of their images.
+        """Return what is wrong with files that the manifest names, by the digests of their images.
 
-        Looks at names and lengths only; :meth:`read` looks at the content.
+        Only names and lengths are compared here; :meth:`read` compares the content.
         """
         with os.scandir(self.folder) as files:
             lengths = {file.name: file.stat().st_size for file in files}
@@ -193,7 +193,7 @@ class TeacherCache:
         return faults
 
     def check_files(self) -> None:
-        """See that all files are there, and as long as they were written.
+        """Check that all files are there, and as long as they were written.
 
         Raises:
             ConfigError: One is not.
@@ -207,7 +207,7 @@ class TeacherCache:
             )
 
     def is_whole(self, digest: str) -> bool:
-        """Whether a file is there and can be read."""
+        """Return whether a file is there and can be read."""
         try:
             self.read_file(digest)
         except (SafetensorError, OSError, KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""A teacher that is not there: its outputs for whole images, from a cache, follow the crops."""
+"""A teacher that replays cached outputs, warped to each crop."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,26 +12,27 @@ from mmseg.utils import SampleList
 from torch import Tensor
 
 from bdd_seg.errors import ConfigError
-from bdd_seg.teachers.base import Teacher
+from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.cached.store import TeacherCache
-from bdd_seg.teachers.mmseg import FrozenTeacher
+from bdd_seg.teachers.classes import check_number_of_classes
+from bdd_seg.teachers.mmseg import MMSegTeacher
 
 
 @MODELS.register_module()
 class CachedTeacher(Teacher):
-    """Answers from what ``tools/cache_teacher.py`` wrote, at next to no cost.
+    """Answers from a cache that ``tools/cache_teacher.py`` wrote, at next to no cost.
 
-    What it answers differs from a live teacher in what that saw: the whole image as it was loaded, instead
-    of the resized, cropped and coloured one. Positions outside the image are unknown, and left out.
+    Its answers differ from a live teacher's, which sees the resized, cropped and coloured image: the cached
+    ones are for the whole image as it was loaded. Positions outside the image are unknown, and left out.
 
-    Needs a data pipeline that brings the cached outputs along. ``tools/train.py`` sees to that; elsewhere
-    call :func:`bdd_seg.datasets.read_teacher_cache` on the config.
+    It needs a data pipeline that brings the cached outputs along. ``tools/train.py`` sees to that; elsewhere
+    call :func:`bdd_seg.teachers.cached.read_teacher_cache` on the config.
 
     Args:
         cache: The folder.
         check_class_names: Whether the teacher's classes must be named as those of the student's data set.
-        **teacher: Arguments of a :class:`FrozenTeacher`, as they remain in a config that inherits from one
-            with a live teacher. The cache must then come from that very teacher.
+        **teacher: Arguments of an :class:`~bdd_seg.teachers.MMSegTeacher`, as they remain in a config that
+            inherits from one with a live teacher. The cache must then come from that very teacher.
     """
 
     gives_masks = True
@@ -39,14 +40,16 @@ class CachedTeacher(Teacher):
     def __init__(self, cache: str, check_class_names: bool = True, **teacher: Any) -> None:
         super().__init__(check_class_names)
         self.cache = TeacherCache(cache)
-        self._expected = FrozenTeacher(**teacher) if teacher else None
+        self._expected = MMSegTeacher(**teacher) if teacher else None
         self.taps: list[str] = []
 
     @property
     def is_built(self) -> bool:
+        """True once :meth:`build` was called."""
         return bool(self.taps)
 
     def describe(self) -> str:
+        """Return the cache's folder."""
         return f'cache {str(self.cache.folder)!r}'
 
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:
@@ -58,7 +61,7 @@ class CachedTeacher(Teacher):
         manifest = self.cache.manifest
         if not manifest.images:
             raise ConfigError(f'{self.describe()} is not complete; run tools/cache_teacher.py again')
-        self._check_number_of_classes(student, manifest.num_classes)
+        check_number_of_classes(manifest.num_classes, student, self.describe())
         self._check_fingerprint(manifest.teacher)
         wanted = sorted(
             {tap or manifest.logits_tap for tap in taps} | {manifest.logits_tap} & {*manifest.strides}
@@ -74,10 +77,8 @@ class CachedTeacher(Teacher):
         self.class_names = None if manifest.class_names is None else tuple(manifest.class_names)
         self._data_checked = False
 
-    def __call__(
-        self, inputs: Tensor, data_samples: SampleList
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The cached outputs, resampled to the crops.
+    def __call__(self, inputs: Tensor, data_samples: SampleList) -> Answer:
+        """Answer with the cached outputs, resampled to the crops.
 
         Args:
             inputs: (N, 3, H, W), for the size of the crops and the device.
@@ -119,7 +120,7 @@ class CachedTeacher(Teacher):
             )
             inside = _grids(lie_at, size, manifest.align_corners).abs().amax(dim=-1) <= 1
             masks[tap] = inside.to(inputs.device)
-        return outputs, masks
+        return Answer(outputs, masks)
 
     def _check_fingerprint(self, cached: dict[str, Any]) -> None:
         """Compare with the live teacher that the config names, as far as it is on this machine."""
@@ -137,7 +138,7 @@ class CachedTeacher(Teacher):
 
 
 def _normalisation(shape: Sequence[int], align_corners: bool) -> np.ndarray:
-    """(3, 3), from pixels to coordinates from -1 to 1: between outer pixel centres, or outer pixel edges."""
+    """Return the (3, 3) matrix from pixels to -1 … 1, between outer pixel centres or outer pixel edges."""
     matrix = np.eye(3)
     for axis, length in enumerate((shape[1], shape[0])):
         span = max(length - 1, 1) if align_corners else length
@@ -147,7 +148,7 @@ def _normalisation(shape: Sequence[int], align_corners: bool) -> np.ndarray:
 
 
 def _grids(matrices: list[np.ndarray], size: Sequence[int], align_corners: bool) -> Tensor:
-    """(N, h, w, 2) where each cell comes from, by N maps between coordinates from -1 to 1."""
+    """Return (N, h, w, 2) where each cell comes from, by N matrices between coordinates from -1 to 1."""
     theta = torch.from_numpy(np.stack(matrices)[:, :2])
     return F.affine_grid(theta, [len(matrices), 1, *size], align_corners=align_corners)
 

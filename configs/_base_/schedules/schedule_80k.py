@@ -12,7 +12,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
     # bdd_seg's; its tools add them where they are not named, mmseg's do not.
-    batch_check=dict(type='BatchCheckHook'),
+    batch_norm=dict(type='BatchNormHook'),
     checkpoint_fits=dict(type='CheckpointFitsHook'),
     exact_resume=dict(type='ExactResumeHook'),
     finite=dict(type='FiniteLossHook'),

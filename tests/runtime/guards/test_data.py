@@ -1,29 +1,26 @@
+"""The checks that ``check_data`` writes into a config, and the data sets built from it."""
+
+import copy
 import pickle
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import build
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
-from mmengine.evaluator import Evaluator
-from mmseg.evaluation import DepthMetric, IoUMetric
 from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from PIL import Image
-from torch import nn
+from torch.utils.data import Dataset
 
 from bdd_seg.errors import ConfigError
-from bdd_seg.runtime.guards.data import BatchCheckHook, _LabelCheck
+from bdd_seg.runtime.guards.data import check_data, name_files, without_checks
 
 PACKED = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}, {'type': 'PackSegInputs'}]
+LOADED_IMAGE = {'type': 'CheckedLoading', 'transform': {'type': 'LoadImageFromFile'}}
+LOADED_LABELS = {'type': 'CheckedLoading', 'transform': {'type': 'LoadAnnotations'}}
 PREFIX = {'img_path': 'leftImg8bit/train', 'seg_map_path': 'gtFine/train'}
-
-
-@pytest.fixture(scope='module')
-def student(tiny_configs):
-    return build(tiny_configs['student'])
 
 
 @pytest.fixture
@@ -37,33 +34,53 @@ def data(scenes, tmp_path):
     return root
 
 
-def loader(root, steps=PACKED, **wrapper):
-    settings = {
+@pytest.fixture
+def train_on(tiny_configs):
+    """Trains on the samples of a data set; returns the samples."""
+
+    def run(dataset: dict, **model) -> list[dict]:
+        cfg = Config.fromfile(tiny_configs['student'])
+        cfg.train_dataloader.dataset = copy.deepcopy(dataset)
+        cfg.val_dataloader = None
+        for part, changes in model.items():
+            cfg.model[part] = changes(cfg.model[part]) if callable(changes) else changes
+        check_data(cfg, 'train')
+        return samples(cfg.train_dataloader.dataset)
+
+    return run
+
+
+@pytest.fixture
+def evaluate_on(tiny_configs):
+    """Evaluates the samples of a data set, with ``IoUMetric`` or others; returns the samples."""
+
+    def run(dataset: dict, evaluator=None, which='val') -> list[dict]:
+        cfg = Config.fromfile(tiny_configs['student'])
+        cfg[f'{which}_dataloader'].dataset = copy.deepcopy(dataset)
+        if evaluator is not None:
+            cfg[f'{which}_evaluator'] = evaluator
+        check_data(cfg, 'test' if which == 'test' else 'train')
+        return samples(cfg[f'{which}_dataloader'].dataset)
+
+    return run
+
+
+def settings(root, steps=PACKED, **wrapper) -> dict:
+    """A data set of ``root``, within a wrapper if its settings are given."""
+    inner = {
         'type': 'CityscapesDataset',
         'data_root': str(root),
         'data_prefix': PREFIX,
-        'pipeline': steps,
+        'pipeline': list(steps),
     }
     if 'datasets' in wrapper:
-        wrapper['datasets'] = [settings]
-    elif wrapper:
-        wrapper['dataset'] = settings
-    dataset = DATASETS.build(wrapper or settings)
-    return torch.utils.data.DataLoader(dataset, batch_size=1, collate_fn=list)
+        return {**wrapper, 'datasets': [inner]}
+    return {**wrapper, 'dataset': inner} if wrapper else inner
 
 
-def evaluate_on(loader, *metrics, which='val') -> list:
-    metrics = metrics or (IoUMetric(),)
-    loop = SimpleNamespace(evaluator=Evaluator([*metrics]))
-    getattr(BatchCheckHook(), f'before_{which}')(
-        SimpleNamespace(**{f'{which}_dataloader': loader, f'{which}_loop': loop})
-    )
-    return [sample for (sample,) in loader]
-
-
-def train_on(loader, model) -> list:
-    BatchCheckHook().before_train(SimpleNamespace(train_dataloader=loader, model=model))
-    return [sample for (sample,) in loader]
+def samples(dataset: dict) -> list[dict]:
+    built = DATASETS.build(dataset)
+    return [built[i] for i in range(len(built))]
 
 
 @pytest.mark.parametrize(
@@ -76,110 +93,156 @@ def train_on(loader, model) -> list:
     ],
     ids=lambda wrapper: wrapper.get('type', 'alone'),
 )
-def test_a_wrong_label_is_found_under_whatever_wraps_the_data_set(data, student, monkeypatch, wrapper):
+def test_a_wrong_label_is_found_under_any_wrapper_of_the_data_set(data, train_on, monkeypatch, wrapper):
     monkeypatch.setattr(
         DATASETS.get('CityscapesDataset'), 'get_cat_ids', lambda self, i: [i % 2], raising=False
     )
     with pytest.raises(
         ConfigError, match=r"000002_gtFine_labelTrainIds.png' has labels 19; the classes are 0 to 18"
     ):
-        train_on(loader(data, **wrapper), student)
+        train_on(settings(data, **wrapper))
 
 
-def test_what_is_mixed_into_one_image_is_checked_before(data, student):
+def test_parts_of_a_mixed_image_are_checked_before(data, train_on):
     mixed = {
         'type': 'MultiImageMixDataset',
         'pipeline': [{'type': 'RandomMosaic', 'prob': 1.0, 'img_scale': (48, 96)}, {'type': 'PackSegInputs'}],
     }
     with pytest.raises(ConfigError, match="000002_gtFine_labelTrainIds.png' has labels 19"):
-        train_on(loader(data, PACKED[:2], **mixed), student)
+        train_on(settings(data, PACKED[:2], **mixed))
 
 
-def test_pipelines_that_are_followed_are_checked_within(data, student):
+def test_pipelines_that_are_followed_are_checked_within(data, train_on):
     follow = [{'type': 'FollowGeometry', 'transforms': PACKED}]
     with pytest.raises(ConfigError, match="000002_gtFine_labelTrainIds.png' has labels 19"):
-        train_on(loader(data, follow), student)
+        train_on(settings(data, follow))
     (image,) = data.glob('leftImg8bit/train/*/*000001_leftImg8bit.png')
     image.write_bytes(b'')
     with pytest.raises(ConfigError, match="000001_leftImg8bit.png' cannot be read: it is empty"):
-        train_on(loader(data, follow), student)
+        train_on(settings(data, follow))
 
 
-def test_what_is_right_comes_out_as_without_the_check(scenes, student):
-    plain, checked = loader(scenes), loader(scenes)
-    for _ in range(2):  # as with each validation of a training
-        samples = train_on(checked, student)
-    assert sum(isinstance(step, _LabelCheck) for step in checked.dataset.pipeline.transforms) == 1
-    assert len(samples) == 8
-    for expected, sample in zip((sample for (sample,) in plain), samples, strict=True):
+def test_a_followed_pipeline_has_the_same_geometry_with_checks(scenes, train_on):
+    crop = [*PACKED[:2], {'type': 'RandomCrop', 'crop_size': (32, 64)}, PACKED[2]]
+    dataset = settings(scenes, [{'type': 'FollowGeometry', 'transforms': crop}])
+    geometries = []
+    for load in (samples, train_on):
+        np.random.seed(0)
+        geometries.append([sample['data_samples'].geometry for sample in load(dataset)])
+    assert np.array_equal(*geometries)
+    assert not np.array_equal(geometries[0][0], np.eye(3))
+
+
+def test_valid_data_is_the_same_with_checks(scenes, train_on):
+    dataset = settings(scenes)
+    plain, checked = samples(dataset), train_on(dataset)
+    assert len(checked) == 8
+    for expected, sample in zip(plain, checked, strict=True):
         assert torch.equal(sample['inputs'], expected['inputs'])
         labels = sample['data_samples'].gt_sem_seg.data
         assert torch.equal(labels, expected['data_samples'].gt_sem_seg.data)
-    again = pickle.loads(pickle.dumps(checked.dataset))  # to processes that do not fork
-    assert torch.equal(again[0]['inputs'], samples[0]['inputs'])
-    assert repr(checked.dataset.pipeline).count('LoadAnnotations') == 1
 
 
-@pytest.mark.parametrize(
-    'labels, wrong',
-    [
-        ([0, 18, 255], None),
-        ([19, 255], '19'),
-        ([-1], '-1'),
-        ([254, 40, 30, 20, 21, 22], '20, 21, 22, 30, 40, ...'),
-    ],
-)
-@pytest.mark.parametrize('dtype', [torch.int64, torch.int16])
-def test_labels_are_classes_or_ignored(batch, labels, wrong, dtype):
-    image, sample = batch[0][0], batch[1][0].clone()
-    sample.gt_sem_seg.data = torch.tensor(labels, dtype=dtype).repeat(32 * 64)[: 32 * 64].reshape(1, 32, 64)
-    results = {'inputs': image, 'data_samples': sample}
-    check = _LabelCheck(19, 255, as_large_as_image=True)
-    if wrong is None:
-        assert check(results) is results
-    else:
-        with pytest.raises(
-            ConfigError, match=f'has labels {wrong}; the classes are 0 to 18, and 255 is ignored'
-        ):
-            check(results)
+def test_a_checked_data_set_can_be_sent_to_workers_that_are_spawned(scenes, tiny_configs):
+    cfg = Config.fromfile(tiny_configs['student'])
+    check_data(cfg, 'train')
+    dataset = DATASETS.build({**cfg.train_dataloader.dataset, 'pipeline': name_files(PACKED)})
+    again = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(again[0]['inputs'], dataset[0]['inputs'])
+    assert repr(dataset.pipeline).count('LoadAnnotations') == 1
 
 
-def test_the_label_to_ignore_is_the_heads(scenes, student, monkeypatch):
-    monkeypatch.setattr(student.decode_head, 'ignore_index', 7)
+def test_the_config_says_what_is_checked(tiny_configs):
+    cfg = Config.fromfile(tiny_configs['student'])
+    cfg.test_dataloader.dataset.pipeline = PACKED
+    check_data(cfg, 'train')
+    labels = {'type': 'CheckLabels', 'num_classes': 19, 'ignore_index': 255}
+    assert cfg.train_dataloader.dataset.pipeline == [
+        LOADED_IMAGE,
+        LOADED_LABELS,
+        {'type': 'CheckedCrop', 'transform': {'type': 'RandomCrop', 'crop_size': (32, 64)}},
+        {'type': 'RandomFlip', 'prob': 0.5},
+        {'type': 'PackSegInputs'},
+        {**labels, 'match_inputs': True},
+    ]
+    evaluated = [LOADED_IMAGE, LOADED_LABELS, {'type': 'PackSegInputs'}, {**labels, 'match_inputs': False}]
+    assert cfg.val_dataloader.dataset.pipeline == evaluated
+    assert cfg.test_dataloader.dataset.pipeline == PACKED
+    check_data(cfg, 'test')
+    assert cfg.test_dataloader.dataset.pipeline == evaluated
+
+
+def test_a_config_that_is_checked_already_gets_its_checks_anew(tiny_configs, tmp_path):
+    cfg = Config.fromfile(tiny_configs['student'])
+    plain = copy.deepcopy(cfg.to_dict())
+    check_data(cfg, 'train')
+    once = copy.deepcopy(cfg.to_dict())
+    cfg.dump(tmp_path / 'dumped.py')
+    dumped = Config.fromfile(tmp_path / 'dumped.py')
+    check_data(dumped, 'train')
+    assert dumped.to_dict() == once != plain
+    dumped.model.decode_head.ignore_index = 7
+    check_data(dumped, 'train')
+    assert dumped.train_dataloader.dataset.pipeline[-1].ignore_index == 7
+    assert without_checks(once) == plain
+
+
+def test_checks_can_be_switched_off(data, tiny_configs):
+    cfg = Config.fromfile(tiny_configs['student'])
+    plain = cfg.train_dataloader.dataset.pipeline
+    cfg.model.decode_head.num_classes = 7
+    for already in (False, True):
+        if already:
+            cfg.train_dataloader.dataset.pipeline = [
+                *name_files(plain),
+                {'type': 'CheckLabels', 'num_classes': 19, 'ignore_index': 255, 'match_inputs': True},
+            ]
+        cfg.check_data = False
+        check_data(cfg, 'train')
+        assert cfg.train_dataloader.dataset.pipeline == plain
+
+
+def test_the_label_to_ignore_is_the_heads(scenes, train_on):
     with pytest.raises(ConfigError, match='has labels 255; the classes are 0 to 18, and 7 is ignored'):
-        train_on(loader(scenes), student)
+        train_on(settings(scenes), decode_head=lambda head: {**head, 'ignore_index': 7})
 
 
-def test_a_transform_that_forgets_the_labels(scenes, student):
-    class Shrink:
-        def __call__(self, results):
-            return {**results, 'img': results['img'][::2, ::2]}
+@TRANSFORMS.register_module()
+class ShrinkImage(BaseTransform):
+    """Makes the image half as large, and forgets the labels."""
 
-    pipeline = [*PACKED[:2], Shrink(), PACKED[2]]
+    def transform(self, results):
+        return {**results, 'img': results['img'][::2, ::2]}
+
+
+def test_a_transform_that_forgets_the_labels(scenes, train_on, evaluate_on):
+    dataset = settings(scenes, [*PACKED[:2], {'type': 'ShrinkImage'}, PACKED[2]])
     with pytest.raises(
         ConfigError,
         match="TrainIds.png' has 48×96 pixels, image .*8bit.png' 24×48 when .* Their files differ in size",
     ):
-        train_on(loader(scenes, pipeline), student)
-    assert len(evaluate_on(loader(scenes, pipeline))) == 8  # there labels keep their size
+        train_on(dataset)
+    assert len(evaluate_on(dataset)) == 8  # there labels keep their size
 
 
-def test_label_maps_of_another_size_may_be_made_as_large_as_the_images(scenes, student, tmp_path):
+def test_label_maps_of_another_size_may_be_made_as_large_as_the_images(
+    scenes, train_on, evaluate_on, tmp_path
+):
     root = shutil.copytree(scenes, tmp_path / 'data')
     for path in root.glob('gtFine/train/*/*_labelTrainIds.png'):
         image = Image.open(path)
         image.resize((48, 24), Image.Resampling.NEAREST).save(path)
     resize = {'type': 'Resize', 'scale': (64, 32)}
-    samples = train_on(loader(root, [*PACKED[:2], resize, PACKED[2]]), student)
-    assert {sample['data_samples'].gt_sem_seg.shape for sample in samples} == {(32, 64)}
+    resized = train_on(settings(root, [*PACKED[:2], resize, PACKED[2]]))
+    assert {sample['data_samples'].gt_sem_seg.shape for sample in resized} == {(32, 64)}
     expected = "label map .*Ids.png' has 24×48 pixels, image .*8bit.png' 48×96"
     with pytest.raises(ConfigError, match=f'{expected} when'):
-        train_on(loader(root), student)
+        train_on(settings(root))
     crop = {'type': 'RandomCrop', 'crop_size': (16, 16)}  # of both something of this size, from other places
     with pytest.raises(ConfigError, match=f'{expected} where they are cropped'):
-        train_on(loader(root, [*PACKED[:2], crop, PACKED[2]]), student)
-    assert len(train_on(loader(root, [*PACKED[:2], resize, crop, PACKED[2]]), student)) == 8
-    validation = loader(root, [PACKED[0], resize, *PACKED[1:]])
+        train_on(settings(root, [*PACKED[:2], crop, PACKED[2]]))
+    assert len(train_on(settings(root, [*PACKED[:2], resize, crop, PACKED[2]]))) == 8
+    validation = settings(root, [PACKED[0], resize, *PACKED[1:]])
     with pytest.raises(ConfigError, match=rf'{expected}\. '):  # the metric would end with an IndexError
         evaluate_on(validation)
 
@@ -191,6 +254,14 @@ class EdgeHead(FCNHead):
         return {}
 
 
+@MODELS.register_module()
+class SevenClassHead(FCNHead):
+    """Has a default that its base class lacks."""
+
+    def __init__(self, num_classes=7, **kwargs):
+        super().__init__(num_classes=num_classes, **kwargs)
+
+
 @pytest.mark.parametrize(
     'part, changes, expected',
     [
@@ -199,89 +270,155 @@ class EdgeHead(FCNHead):
         ('auxiliary_head', {'type': EdgeHead, 'num_classes': 2, 'out_channels': 1}, None),
         ('decode_head', {'num_classes': 30}, None),
     ],
-)  # fmt: skip
-def test_heads_for_fewer_classes_than_the_data_set_has(scenes, tiny_configs, part, changes, expected):
-    config = Config.fromfile(tiny_configs['student'])
-    config.model[part].update(changes)
-    model = build(config)
+)
+def test_heads_for_fewer_classes_than_the_data_set_has(scenes, train_on, part, changes, expected):
+    changed = {part: lambda head: {**head, **changes}}
     if expected is None:
-        assert len(train_on(loader(scenes), model)) == 8
+        assert len(train_on(settings(scenes), **changed)) == 8
     else:
         with pytest.raises(ConfigError, match=expected):
-            train_on(loader(scenes), model)
+            train_on(settings(scenes), **changed)
 
 
-def test_heads_that_have_no_labels(data, student, monkeypatch):
-    """As mmseg's ``VPDDepthHead``, which is a ``BaseDecodeHead`` without an ``ignore_index``."""
-    monkeypatch.setattr(student, 'auxiliary_head', None)
-    monkeypatch.delattr(student.decode_head, 'ignore_index')
-    assert len(train_on(loader(data), student)) == 8
+def test_the_default_of_a_heads_class_counts(scenes, train_on):
+    def without_number(head):
+        return {key: value for key, value in head.items() if key != 'num_classes'} | {
+            'type': 'mmseg.SevenClassHead'
+        }
+
+    with pytest.raises(ConfigError, match='model.auxiliary_head.num_classes is 7'):
+        train_on(settings(scenes), auxiliary_head=without_number)
 
 
-def test_labels_of_a_loss_of_its_own_are_left_alone(data, tiny_configs):
-    config = Config.fromfile(tiny_configs['student'])
-    config.model.decode_head = {**config.model.auxiliary_head, 'type': EdgeHead, 'num_classes': 2}
-    config.model.auxiliary_head = None
-    assert len(train_on(loader(data), build(config))) == 8
+def test_the_classes_of_a_data_set_may_be_chosen_in_the_config(scenes, train_on):
+    dataset = settings(scenes) | {'metainfo': {'classes': ['road', 'sidewalk', 'building']}}
+    heads = {key: lambda head: {**head, 'num_classes': 3} for key in ('decode_head', 'auxiliary_head')}
+    labels = [sample['data_samples'].gt_sem_seg.data for sample in train_on(dataset, **heads)]
+    assert set(torch.cat(labels, 2).unique().tolist()) <= {0, 1, 2, 255}
+    with pytest.raises(ConfigError, match='num_classes is 2, but .* has 3 classes'):
+        train_on(dataset, **heads | {'decode_head': lambda head: {**head, 'num_classes': 2}})
 
 
-def test_several_auxiliary_heads_and_wrapped_models(scenes, tiny_configs):
-    config = Config.fromfile(tiny_configs['student'])
-    head = config.model.auxiliary_head
-    config.model.auxiliary_head = [head, {**head, 'num_classes': 7}]
-    wrapped = MODELS.build({'type': 'SegTTAModel', 'module': config.model})
+@DATASETS.register_module()
+class TwoImages(Dataset):
+    """A data set of a user's own, none of mmengine's."""
+
+    METAINFO = {'classes': ('road', 'sky')}
+
+    def __init__(self, pipeline):
+        self.pipeline = [TRANSFORMS.build(step) for step in pipeline]
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        results = {'gt_seg_map': np.full((2, 2), index + 1, np.uint8), 'seg_map_path': f'{index}.png'}
+        for step in self.pipeline:
+            results = step(results)
+        return results
+
+
+def test_a_data_set_of_a_users_own(evaluate_on):
+    with pytest.raises(ConfigError, match="label map '1.png' has labels 2; the classes are 0 to 1"):
+        evaluate_on({'type': 'TwoImages', 'pipeline': []})
+
+
+@pytest.mark.parametrize('head', [{'type': 'VPDDepthHead'}, None])
+def test_heads_that_have_no_labels(data, train_on, head):
+    assert len(train_on(settings(data), decode_head=head, auxiliary_head=None)) == 8
+
+
+def test_labels_of_a_loss_of_its_own_are_left_alone(data, train_on):
+    edges = {'decode_head': lambda head: {**head, 'type': EdgeHead, 'num_classes': 2}}
+    assert len(train_on(settings(data), auxiliary_head=None, **edges)) == 8
+
+
+def test_several_auxiliary_heads(scenes, train_on):
     with pytest.raises(ConfigError, match=r'^model.auxiliary_head.1.num_classes is 7'):
-        train_on(loader(scenes), wrapped)
+        train_on(settings(scenes), auxiliary_head=lambda head: [head, {**head, 'num_classes': 7}])
 
 
-def test_models_without_such_heads_are_left_alone(data):
-    assert len(train_on(loader(data), nn.Identity())) == 8
-
-
-def test_evaluation_knows_the_classes_of_the_data_set(data):
+def test_evaluation_knows_the_classes_of_the_data_set(data, evaluate_on):
     for which in ('val', 'test'):
         with pytest.raises(ConfigError, match="000002_gtFine_labelTrainIds.png' has labels 19"):
-            evaluate_on(loader(data), which=which)
+            evaluate_on(settings(data), which=which)
 
 
-def test_evaluation_ignores_what_its_metric_does(data):
-    with pytest.raises(ConfigError, match='has labels 255; the classes are 0 to 18, and 19 is ignored'):
-        evaluate_on(loader(data), IoUMetric(ignore_index=19))
-    assert len(evaluate_on(loader(data), IoUMetric(), DepthMetric())) == 8  # may read the labels otherwise
+def test_evaluation_ignores_the_label_of_its_metric(data, evaluate_on):
+    metric = {'type': 'IoUMetric', 'ignore_index': 19}
+    for evaluator in (metric, [metric], {'metrics': metric}, {'metrics': [metric, metric]}):
+        with pytest.raises(ConfigError, match='has labels 255; the classes are 0 to 18, and 19 is ignored'):
+            evaluate_on(settings(data), evaluator)
 
 
-class Wrapping:
+@pytest.mark.parametrize(
+    'evaluator',
+    [
+        [{'type': 'IoUMetric'}, {'type': 'DepthMetric'}],  # which may read the labels otherwise
+        [{'type': 'IoUMetric'}, {'type': 'IoUMetric', 'ignore_index': 19}],
+        [],
+    ],
+)
+def test_other_evaluators_leave_labels_alone(data, evaluate_on, evaluator):
+    assert len(evaluate_on(settings(data), evaluator)) == 8
+
+
+@TRANSFORMS.register_module()
+class Wrapping(BaseTransform):
     """A transform of a user's own, which has something else under the name that others have steps."""
 
     def __init__(self, transforms):
-        self.transforms = transforms
+        self.transforms = [TRANSFORMS.build(one) if isinstance(one, dict) else one for one in transforms]
 
-    def __call__(self, results):
+    def transform(self, results):
         for step in self.transforms:
             results = step(results) if callable(step) else results
         return results
 
 
-def test_steps_in_a_tuple_and_what_are_no_steps(data):
-    steps = tuple(TRANSFORMS.build(step) for step in PACKED)
+@TRANSFORMS.register_module()
+class MyLoading(TRANSFORMS.get('LoadImageFromFile')):
+    """A subclass of a user's own."""
+
+
+def test_steps_in_a_tuple_and_values_that_are_no_steps(data, evaluate_on):
     (image,) = data.glob('leftImg8bit/train/*/*000001_leftImg8bit.png')
     image.write_bytes(b'')
+    steps = ({'type': 'MyLoading'}, *PACKED[1:])
     with pytest.raises(ConfigError, match="000001_leftImg8bit.png' cannot be read: it is empty"):
-        evaluate_on(loader(data, [Wrapping(np.eye(3)), Wrapping(steps)]))
+        evaluate_on(
+            settings(
+                data, [{'type': Wrapping, 'transforms': np.eye(3)}, {'type': Wrapping, 'transforms': steps}]
+            )
+        )
 
 
-def test_a_label_map_too_large_for_pillow_is_for_others_to_judge(scenes, monkeypatch):
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 9)
-    annotations = {**PACKED[1], 'imdecode_backend': 'cv2'}
-    assert len(evaluate_on(loader(scenes, [PACKED[0], annotations, PACKED[2]]))) == 8
+CROP = {'type': 'RandomCrop', 'crop_size': (8, 8)}
 
 
-def test_a_bug_of_a_transform_that_loads_keeps_its_traceback(data, capsys):
-    checked = loader(data)
-    (step,) = [s for s in checked.dataset.pipeline.transforms if type(s).__name__ == 'LoadAnnotations']
-    step._load_seg_map = lambda results: {}['bug']
-    with pytest.raises(
-        ConfigError, match="Ids.png' cannot be read: is it whole, and an image.*KeyError: 'bug'"
-    ):
-        evaluate_on(checked)
-    assert "lambda results: {}['bug']" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    'step, expected',
+    [
+        (
+            {'type': 'RandomChoice', 'transforms': [CROP, [CROP]]},
+            {
+                'type': 'RandomChoice',
+                'transforms': [{'type': 'CheckedCrop', 'transform': CROP}] * 1
+                + [[{'type': 'CheckedCrop', 'transform': CROP}]],
+            },
+        ),
+        (
+            {'type': 'TestTimeAug', 'transforms': [[{'type': 'Resize', 'scale': 2}], [PACKED[1]]]},
+            {'type': 'TestTimeAug', 'transforms': [[{'type': 'Resize', 'scale': 2}], [LOADED_LABELS]]},
+        ),
+        ({'type': 'Albu', 'transforms': [CROP]}, {'type': 'Albu', 'transforms': [CROP]}),
+        ({'type': 'NoSuch', 'a': 1}, {'type': 'NoSuch', 'a': 1}),
+    ],
+    ids=lambda step: step['type'],
+)
+def test_nested_steps_are_wrapped_where_they_stand(step, expected):
+    before = copy.deepcopy(step)
+    assert name_files([step]) == [expected]
+    assert step == before
+    assert name_files(name_files([step])) == [expected]
+    assert without_checks([expected]) == [step]

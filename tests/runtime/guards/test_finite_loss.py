@@ -80,7 +80,7 @@ def spoilt(base, folder, iterations, rank=0, **finite):
         f'_base_ = {str(base)!r}\n'
         f'experiment_name = {folder.name!r}\n'
         f'visualizer = dict(name={folder.name!r})\n'
-        "custom_imports = dict(imports=['bdd_seg', 'test_finite'])\n"
+        "custom_imports = dict(imports=['bdd_seg', 'test_finite_loss'])\n"
         f'train_dataloader = dict(dataset=dict(pipeline={pipeline!r}))\n'
         f'default_hooks = dict(finite=dict(type="FiniteLossHook", **{finite!r}))\n'
         'val_dataloader = val_cfg = val_evaluator = None\n'
@@ -203,12 +203,20 @@ def on_two_processes(tiny_configs, tmp_path, monkeypatch):
         parts = ('backbone', 'decode_head', 'auxiliary_head')
         options = [*(f'model.{part}.norm_cfg.type=BN' for part in parts), 'model_wrapper_cfg.device_ids=None']
         return run_tool(
-            with_gloo, TRAIN, config, '--work-dir', tmp_path / 'run', '--launcher', 'pytorch',
-            '--cfg-options', *options, expect=1,
+            with_gloo,
+            TRAIN,
+            config,
+            '--work-dir',
+            tmp_path / 'run',
+            '--launcher',
+            'pytorch',
+            '--cfg-options',
+            *options,
+            expect=1,
             launcher=['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'],
-        )  # fmt: skip
+        )
 
-    monkeypatch.setenv('PYTHONPATH', f'{ROOT / "tests"}:{ROOT / "tests/engine"}')
+    monkeypatch.setenv('PYTHONPATH', f'{ROOT / "tests"}:{ROOT / "tests/runtime/guards"}')
     return run
 
 
@@ -218,8 +226,9 @@ def test_two_processes_skip_together(on_two_processes, tiny_configs, tmp_path):
     assert f'error: iteration 4: {TERMS}' in output
     assert 'max_skips=1 were left out before' in output
     assert sorted(path.name for path in (tmp_path / 'run/nonfinite').iterdir()) == [
-        'iter_2_rank_1.pth', 'iter_4_rank_1.pth',
-    ]  # fmt: skip
+        'iter_2_rank_1.pth',
+        'iter_4_rank_1.pth',
+    ]
     states = [torch.load(tmp_path / f'states_{rank}.pth', weights_only=True) for rank in (0, 1)]
     for before, skipped, after in states:
         assert same(skipped, before)  # statistics of BatchNorm, too, which are each process's own

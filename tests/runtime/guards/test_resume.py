@@ -1,8 +1,6 @@
-"""A run that was killed and resumed against the run that was not, with everything random that mmseg has."""
+"""Resumed runs are compared with an uninterrupted one, with everything random that mmseg has."""
 
 import json
-import os
-import pickle
 import random
 import shutil
 from types import SimpleNamespace
@@ -10,39 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import TRAIN, complaint, logged, same, train
+from helpers import EVERYTHING_RANDOM, KEPT, TRAIN, complaint, logged, logged_losses, same, train
 from mmengine.config import ConfigDict
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
-from torch.utils.data import DataLoader
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import DataLoader, Dataset
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards import resume
-from bdd_seg.runtime.guards.resume import ExactResumeHook, latest_checkpoint
+from bdd_seg.runtime.guards.resume import ExactResumeHook
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
-
-EVERYTHING_RANDOM = """
-_base_ = {base!r}
-model = dict(decode_head=dict(dropout_ratio=0.3), distill_losses=[
-    dict(type='BDDLoss'),
-    dict(type='FeatureMSELoss', student_channels=32, teacher_channels=128,
-         student_tap='backbone.layer4', teacher_tap='backbone.layer4')])
-train_dataloader = dict(dataset=dict(pipeline=[
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(96, 48), ratio_range=(0.8, 1.5), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(32, 64)),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs')]))
-train_cfg = dict(val_interval=3)
-randomness = dict(seed=None)  # mmengine chooses one
-custom_hooks = [
-    dict(type='LossScheduleHook', loss_name='loss_bdd', setting='reverse_weight', start=0.0, stop=2.0),
-    dict(type='EMAHook', update_buffers=True, momentum=0.1)]
-"""
-KEPT = ('state_dict', 'ema_state_dict', 'distill_losses', 'optimizer', 'param_schedulers')
 
 
 @pytest.fixture(scope='module')
@@ -78,11 +55,6 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(whole, config, tmp_p
     assert logged_losses(whole)[3:] == logged_losses(tmp_path)
 
 
-def logged_losses(work_dir) -> list[dict]:
-    clocks = ('time', 'data_time', 'memory')
-    return [{k: v for k, v in record.items() if k not in clocks} for record in logged(work_dir)]
-
-
 def scores(work_dir) -> dict[int, float]:
     records = [json.loads(line) for file in work_dir.glob('*/vis_data/scalars.json') for line in file.open()]
     return {record['step']: record['mIoU'] for record in records if 'mIoU' in record}
@@ -103,8 +75,10 @@ def test_resuming_with_nothing_saved_begins(config, tmp_path):
     assert [record['step'] for record in logged(tmp_path)] == [1]
 
 
-class Numbers:
+class Numbers(Dataset):
     """A data set whose samples are random numbers of each of the three kinds that augmentations use."""
+
+    metainfo = {'classes': ('one', 'two')}
 
     def __len__(self):
         return 5
@@ -117,19 +91,37 @@ class Hub(dict):
     get_info, update_info = dict.get, dict.__setitem__
 
 
-def draws(rank, world_size, batch_size, workers, first, batches, seed=3) -> list[tuple]:
-    """What one of ``world_size`` processes loads from batch ``first`` on."""
+def runner_of(loader, iteration=0, seed=3, loop=IterBasedTrainLoop, hooks=()):
+    """As much of a Runner as the hook reads, and the warnings of its log."""
+    train_loop = loop.__new__(loop)
+    train_loop.dataloader = loader
+    train_loop.dataloader_iterator = _InfiniteDataloaderIterator(loader)
+    said = []
+    runner = SimpleNamespace(
+        train_dataloader=loader,
+        train_loop=train_loop,
+        iter=iteration,
+        seed=seed,
+        hooks=hooks,
+        message_hub=Hub(),
+        logger=SimpleNamespace(warning=said.append),
+    )
+    return runner, said
+
+
+def draws(rank, world_size, batch_size, workers, first, batches, seed=3, **settings) -> list[tuple]:
+    """Return the samples that one of ``world_size`` processes loads from batch ``first`` on."""
     dataset = Numbers()
     sampler = InfiniteSampler(dataset, seed=seed)
     sampler.rank, sampler.world_size = rank, world_size
-    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=list)
-    loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
-    runner = SimpleNamespace(
-        train_dataloader=loader, train_loop=loop, iter=first, seed=seed, hooks=[], message_hub=Hub()
+    loader = DataLoader(
+        dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=list, **settings
     )
+    runner, said = runner_of(loader, first, seed)
     ExactResumeHook().before_train(runner)
-    sampler.skip(first * batch_size)
-    iterator = iter(loader)
+    assert said == []
+    iterator = runner.train_loop.dataloader_iterator
+    iterator.skip_iter(first)
     return [tuple(sample) for _ in range(batches) for sample in next(iterator)]
 
 
@@ -157,28 +149,64 @@ def test_the_random_numbers_of_an_iteration_follow_from_its_number():
     assert len({value for key in [(5, 1), (6, 1), (5, 2)] for value in number(*key)}) == 6
 
 
-def test_other_loops_are_warned_of():
-    dataset = Numbers()
-    loader = DataLoader(dataset, 2, sampler=DefaultSampler(dataset, seed=0))
-    for loop in (IterBasedTrainLoop, EpochBasedTrainLoop):
-        said = []
-        runner = SimpleNamespace(
-            train_dataloader=loader, train_loop=loop.__new__(loop), iter=0, seed=1,
-            logger=SimpleNamespace(warning=said.append), hooks=[], message_hub=Hub(),
-        )  # fmt: skip
-        ExactResumeHook().before_train(runner)
-        assert len(said) == 1
-        assert 'InfiniteSampler' in said[0]
+@pytest.mark.parametrize(
+    'settings', [{'multiprocessing_context': 'spawn'}, {'persistent_workers': True, 'prefetch_factor': 1}]
+)
+def test_workers_of_every_kind_draw_the_same(settings):
+    assert draws(0, 1, 4, 2, 2, 4, **settings) == draws(0, 1, 4, 0, 0, 6)[8:]
 
 
-def test_the_draws_can_be_sent_to_workers_that_are_spawned():
+def test_the_new_data_loader_is_the_old_one_but_for_the_seeding():
     dataset = Numbers()
-    sampler = InfiniteSampler(dataset, seed=3)
-    next(iter(sampler))
-    load = resume._SeededDraws(dataset, sampler, 2, 0)
-    expected = load([0, 1])
-    load.next_batch = 0
-    assert pickle.loads(pickle.dumps(load))([0, 1]) == expected
+    settings = {
+        'batch_size': 2,
+        'sampler': InfiniteSampler(dataset, seed=0),
+        'num_workers': 1,
+        'collate_fn': list,
+        'pin_memory': True,
+        'drop_last': True,
+        'timeout': 9,
+        'worker_init_fn': print,
+        'generator': torch.Generator(),
+        'prefetch_factor': 5,
+        'persistent_workers': True,
+        'in_order': False,
+    }
+    loader = DataLoader(dataset, multiprocessing_context='spawn', **settings)
+    runner, _ = runner_of(loader)
+    ExactResumeHook().before_train(runner)
+    new = runner.train_loop.dataloader
+    assert new is not loader
+    assert {name: getattr(new, name) for name in settings} == settings
+    assert new.multiprocessing_context is loader.multiprocessing_context
+    assert runner.train_loop.dataloader_iterator._dataloader is new
+    assert new.dataset.dataset is dataset
+    assert new.dataset.metainfo == dataset.metainfo
+    assert len(new.dataset) == 5 and new.dataset[3][0] == 3
+    assert not hasattr(new.dataset, 'absent')
+    assert '__getitems__' not in vars(dataset)
+
+
+class OtherLoader(DataLoader):
+    """Of a user's own, whose settings nobody knows."""
+
+
+@pytest.mark.parametrize(
+    'loop, sampler, loader',
+    [
+        (EpochBasedTrainLoop, InfiniteSampler, DataLoader),
+        (IterBasedTrainLoop, DefaultSampler, DataLoader),
+        (IterBasedTrainLoop, InfiniteSampler, OtherLoader),
+    ],
+)
+def test_other_loops_samplers_and_loaders_are_warned_of(loop, sampler, loader):
+    dataset = Numbers()
+    old = loader(dataset, 2, sampler=sampler(dataset, seed=0))
+    runner, said = runner_of(old, loop=loop)
+    ExactResumeHook().before_train(runner)
+    assert len(said) == 1
+    assert 'InfiniteSampler' in said[0]
+    assert runner.train_loop.dataloader is old
 
 
 def test_content_that_could_not_be_resumed_is_told_at_the_first_save():
@@ -201,73 +229,32 @@ def test_the_interval_of_validations_that_changes_on_the_way():
     loop._iter, loop._epoch, loop._max_iters, loop.val_begin = 150, 0, 400, 1
     loop.val_interval, loop.dynamic_milestones, loop.dynamic_intervals = 400, [0, 100], [400, 50]
     runner = SimpleNamespace(
-        train_loop=loop, logger=SimpleNamespace(info=lambda _: None),
+        train_loop=loop,
+        logger=SimpleNamespace(info=lambda _: None),
         val_loop=SimpleNamespace(run=lambda: validated.append(loop.iter)),
-    )  # fmt: skip
+    )
     ExactResumeHook().before_train_epoch(runner)
     assert validated == [150]
 
 
 def test_a_lone_checkpoint_is_warned_of():
-    said = []
     hooks = [CheckpointHook(max_keep_ckpts=2), CheckpointHook(max_keep_ckpts=1)]
     dataset = Numbers()
     for i in range(2):
-        runner = SimpleNamespace(
-            train_dataloader=DataLoader(dataset, 2, sampler=InfiniteSampler(dataset, seed=0)),
-            train_loop=IterBasedTrainLoop.__new__(IterBasedTrainLoop), iter=0, seed=1,
-            logger=SimpleNamespace(warning=said.append), hooks=hooks[i:], message_hub=Hub(),
-        )  # fmt: skip
+        loader = DataLoader(dataset, 2, sampler=InfiniteSampler(dataset, seed=0))
+        runner, said = runner_of(loader, hooks=hooks[i:])
         ExactResumeHook().before_train(runner)
-    assert len(said) == 2
-    assert 'max_keep_ckpts=1' in said[0]
+        assert len(said) == 1
+        assert 'max_keep_ckpts=1' in said[0]
+    runner, said = runner_of(loader, hooks=hooks[:1])
+    ExactResumeHook().before_train(runner)
+    assert said == []
 
 
 def test_machines_that_see_different_work_dirs_are_refused(monkeypatch):
     monkeypatch.setattr(resume, 'all_gather', lambda own: [own, torch.tensor(0)])
     with pytest.raises(ConfigError, match=r'different iterations, \[4, 0\].*/work'):
         ExactResumeHook().before_train(SimpleNamespace(iter=4, work_dir='/work'))
-
-
-def save(path, age=0):
-    torch.save({'state_dict': {}}, path)
-    os.utime(path, (1e9 - age, 1e9 - age))
-    return path
-
-
-def test_the_latest_checkpoint_is_the_one_noted(tmp_path):
-    note = tmp_path / 'last_checkpoint'
-    assert latest_checkpoint(tmp_path) is None
-    assert latest_checkpoint(tmp_path / 'none') is None
-    older, newer = save(tmp_path / 'iter_9.pth'), save(tmp_path / 'iter_1000.pth', age=5)
-    note.write_text('/another/machine/iter_1000.pth\n')
-    assert latest_checkpoint(tmp_path) == newer
-    note.write_text('')  # killed while writing the note
-    assert latest_checkpoint(tmp_path) == older
-    note.unlink()
-    assert latest_checkpoint(tmp_path) == older
-    note.write_text('s3://bucket/iter_8.pth')
-    assert latest_checkpoint(tmp_path) == 's3://bucket/iter_8.pth'
-    elsewhere = tmp_path / 'elsewhere'
-    elsewhere.mkdir()
-    note.write_text(str(save(elsewhere / 'epoch_3.pth')))  # CheckpointHook's out_dir
-    assert latest_checkpoint(tmp_path) == elsewhere / 'epoch_3.pth'
-
-
-def test_a_noted_checkpoint_that_is_gone_does_not_begin_a_training_anew(tmp_path):
-    (tmp_path / 'last_checkpoint').write_text('/another/disk/iter_8.pth')
-    with pytest.raises(ConfigError, match="'/another/disk/iter_8.pth', which is gone"):
-        latest_checkpoint(tmp_path)
-
-
-def test_a_checkpoint_cut_short_is_passed_over_with_a_word(tmp_path, capsys):
-    save(tmp_path / 'iter_3.pth', age=9)
-    content = save(tmp_path / 'iter_6.pth').read_bytes()
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_6.pth'))
-    for length in (0, 1, len(content) // 2, len(content) - 1):
-        (tmp_path / 'iter_6.pth').write_bytes(content[:length])
-        assert latest_checkpoint(tmp_path) == tmp_path / 'iter_3.pth'
-        assert 'iter_6.pth' in capsys.readouterr().out
 
 
 def test_only_broken_checkpoints_do_not_begin_a_training_anew(config, tmp_path, monkeypatch):

@@ -40,7 +40,9 @@ def cache(tmp_path, image) -> TeacherCache:
     cache.write_manifest(manifest)
     digest = cache.digest(image)
     cache.write(digest, entry())
-    manifest.images[digest] = {'path': image, 'size': [48, 64], 'sha256': file_digest(cache.file_of(digest))}
+    file = cache.file_of(digest)
+    told = {'sha256': file_digest(file), 'bytes': file.stat().st_size}
+    manifest.images[digest] = {'path': image, 'size': [48, 64], **told}
     cache.write_manifest(manifest)
     return TeacherCache(tmp_path / 'cache')
 
@@ -91,7 +93,7 @@ def test_files_are_compared_with_the_manifest_without_reading_them(cache, image)
     (file,) = cache.folder.glob('*.safetensors')
     digest, content = file.stem, file.read_bytes()
     cache.manifest.images[digest]['bytes'] = len(content)
-    cache.manifest.images['f' * 64] = {}  # as older manifests are, without a size
+    cache.manifest.images['f' * 64] = {'bytes': 3}
     cache.file_of('f' * 64).write_bytes(b'any')
     assert cache.faults() == {}
     cache.check_files()
@@ -162,7 +164,7 @@ def test_pipelines_of_all_training_data_sets_are_wrapped_once(cache):
 
 
 def test_a_live_teacher_needs_no_cache():
-    for teacher in (None, dict(config='teacher.py'), dict(type='FrozenTeacher')):
+    for teacher in (None, dict(config='teacher.py'), dict(type='MMSegTeacher')):
         cfg = config(teacher, dict(type='CityscapesDataset', pipeline=PIPELINE))
         read_teacher_cache(cfg)
         assert cfg.train_dataloader.dataset.pipeline == PIPELINE

@@ -53,8 +53,8 @@ def answer(cache: TeacherCache, shape, transforms, seed=0, copies=1):
     data = SegDataPreProcessor(size=CROP)(pseudo_collate(samples), training=True)
     teacher = CachedTeacher(str(cache.folder))
     teacher.taps = [LOGITS]
-    outputs, masks = teacher(data['inputs'], data['data_samples'])
-    return data['inputs'].double().numpy(), outputs[LOGITS].double().numpy(), masks[LOGITS].numpy()
+    answer = teacher(data['inputs'], data['data_samples'])
+    return data['inputs'].double().numpy(), answer.maps[LOGITS].double().numpy(), answer.known[LOGITS].numpy()
 
 
 def cell_centres(image: np.ndarray) -> np.ndarray:
@@ -139,8 +139,10 @@ def test_turned_images_are_followed(tmp_path):
     shape = (160, 200)
     cache, whole = make_cache(tmp_path, shape)
     smooth = torch.nn.functional.avg_pool2d(torch.from_numpy(whole)[None], 5, 1, 2)[0].numpy()
-    cache.write(cache.digest(str(tmp_path / 'x.png')),
-                CachedOutputs({LOGITS: torch.from_numpy(smooth)}, np.eye(3), shape, shape))  # fmt: skip
+    cache.write(
+        cache.digest(str(tmp_path / 'x.png')),
+        CachedOutputs({LOGITS: torch.from_numpy(smooth)}, np.eye(3), shape, shape),
+    )
     cache.manifest.images[cache.digest(str(tmp_path / 'x.png'))]['sha256'] = file_digest(
         cache.file_of(cache.digest(str(tmp_path / 'x.png')))
     )
@@ -201,10 +203,10 @@ def test_what_a_cache_must_hold(student, tmp_path):
 
 
 def test_the_cache_must_come_from_the_teacher_that_the_config_names(student, tiny_configs, tmp_path):
-    from bdd_seg.teachers.mmseg import FrozenTeacher
+    from bdd_seg.teachers.mmseg import MMSegTeacher
 
     settings = dict(config=str(tiny_configs['teacher']), checkpoint=str(tiny_configs['checkpoint']))
-    fingerprint = FrozenTeacher(**settings).fingerprint()
+    fingerprint = MMSegTeacher(**settings).fingerprint()
     CachedTeacher(cache_of(tmp_path, teacher=fingerprint), **settings).build(student, [None])
     for key, value, message in (
         ('checkpoint', 'f' * 64, 'checkpoint is ffffffffffff..., not'),

@@ -1,0 +1,52 @@
+"""The steps from the flags of train and test to a config that is ready to run."""
+
+import argparse
+from collections.abc import Callable
+
+from mmengine.config import Config
+
+from bdd_seg.cli.arguments import add_hooks, config_from, make_folder
+from bdd_seg.cli.config_check import check_config, check_datasets
+from bdd_seg.runtime.guards.data import check_data
+from bdd_seg.runtime.upstream.processes import join_processes
+from bdd_seg.teachers.cached.pipeline import read_teacher_cache
+
+_HOOKS = {
+    'train': {
+        'batch_norm': 'BatchNormHook',
+        'checkpoint_fits': 'CheckpointFitsHook',
+        'exact_resume': 'ExactResumeHook',
+        'finite': 'FiniteLossHook',
+        'loss_state': 'LossStateHook',
+    },
+    'test': {'checkpoint_fits': 'CheckpointFitsHook'},
+}
+"""Hooks that are added to ``default_hooks`` if they are not there."""
+
+_LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
+
+
+def prepare(
+    args: argparse.Namespace, mode: str, apply_flags: Callable[[Config, argparse.Namespace], None]
+) -> Config:
+    """Return the config of a command, checked and complete, and make its work dir.
+
+    Args:
+        args: The command's flags, those of ``add_config_arguments`` among them.
+        mode: ``'train'`` or ``'test'``.
+        apply_flags: Changes the config as the command's own flags say.
+
+    Raises:
+        ConfigError: The config cannot work.
+    """
+    cfg = config_from(args)
+    add_hooks(cfg, _HOOKS[mode])
+    join_processes(cfg)
+    check_config(cfg, mode)
+    apply_flags(cfg, args)
+    check_datasets(cfg, *_LOADERS[mode])
+    if mode == 'train':
+        read_teacher_cache(cfg)
+    check_data(cfg, mode)  # after all other changes to the data pipelines
+    make_folder(cfg.work_dir, '--work-dir')
+    return cfg

@@ -1,0 +1,122 @@
+"""The figures of a study's report."""
+
+import itertools
+import math
+import textwrap
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from scipy.optimize import isotonic_regression
+
+from bdd_seg.study.results import Results, Runs, minutes, mious
+from bdd_seg.study.settings import Budget
+
+BUDGET_TITLES: dict[Budget, str] = {'iterations': 'equal iterations', 'wall_clock': 'equal wall-clock'}
+MARKERS: dict[Budget, str] = {'iterations': 'o', 'wall_clock': 'D'}
+COLOURS = ('#000000', '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F7F7F')
+"""Okabe and Ito's (https://jfly.uni-koeln.de/color), with grey for their yellow, too pale on white."""
+
+
+def plot_wall_clock(results: Results, split: str, file: Path) -> None:
+    """Draw mIoU against minutes of training: small marks for runs, large ones for mean ± deviation.
+
+    Methods that take about the same time are moved apart so that their marks do not cover each other. Draws
+    nothing as long as no final run is finished.
+
+    Args:
+        results: The results.
+        split: The split of the scores.
+        file: The image to write.
+    """
+    panels = {budget: results.finished(budget) for budget in results.budgets()}
+    if not panels:
+        return
+    figure = Figure(figsize=(9, 0.8 + 3.4 * len(panels)), layout='constrained')
+    axes = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
+    students = [method for method in results.methods if method not in results.references()]
+    colours = dict(zip(students, itertools.cycle(COLOURS)))
+    times = [time for panel in panels.values() for runs in panel.values() for time in minutes(runs)]
+    gap = 0.022 * max(max(times) - min(times), 0.1 * max(times))
+    for axis, (budget, panel) in zip(axes, panels.items(), strict=True):
+        _draw_methods(axis, panel, split, gap, colours, MARKERS[budget])
+        axis.set_title(BUDGET_TITLES[budget], fontsize='medium')
+        axis.set_ylabel(f'{split} mIoU (%)')
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel('minutes of training (about equal times are drawn side by side)')
+    counts = {len(runs) for panel in panels.values() for runs in panel.values()}
+    title = textwrap.fill(results.title, 100)
+    figure.suptitle(f'{title}\nmean ± standard deviation of {count_seeds(counts)}', fontsize='medium')
+    drawn = dict.fromkeys(method for panel in panels.values() for method in panel)
+    keys = {results.label(method): Patch(color=colours[method]) for method in drawn}
+    figure.legend(keys.values(), keys.keys(), loc='outside right center')
+    figure.savefig(file, dpi=110)
+
+
+def _draw_methods(
+    axis: Axes, panel: dict[str, Runs], split: str, gap: float, colours: dict[str, str], marker: str
+) -> None:
+    means = np.array([fmean(minutes(runs)) for runs in panel.values()])
+    shifts = moved_apart(means, gap) - means
+    for (method, runs), mean, shift in zip(panel.items(), means, shifts, strict=True):
+        scores = list(mious(runs, split).values())
+        deviation = stdev(scores) if len(scores) > 1 else None
+        look: dict[str, Any] = {'marker': marker, 'color': colours[method]}
+        axis.scatter(np.array(minutes(runs)) + shift, scores, s=14, alpha=0.5, linewidths=0, **look)
+        axis.errorbar(mean + shift, fmean(scores), deviation, markersize=9, capsize=4, **look)
+
+
+def plot_class_gain(results: Results, split: str, budget: Budget, file: Path) -> None:
+    """Draw the gains of :meth:`~bdd_seg.study.results.Results.class_gains` as a map with numbers.
+
+    Draws nothing as long as there are no gains.
+
+    Args:
+        results: The results.
+        split: The split of the scores.
+        budget: The budget of the runs.
+        file: The image to write.
+    """
+    gains = results.class_gains(split, budget)
+    if not gains:
+        return
+    methods, finished = list(gains['mIoU']), results.finished(budget)
+    values = np.array([[row[method] for method in methods] for row in gains.values()])
+    # One class that gains a lot must not make all others pale.
+    limit = max(1.0, float(np.nanpercentile(np.abs(values), 90)))
+    figure = Figure(figsize=(9, 0.3 * len(gains) + 1.4), layout='constrained')
+    axis = figure.subplots()
+    axis.imshow(values, cmap='RdBu', vmin=-limit, vmax=limit, aspect='auto')
+    for (i, j), value in np.ndenumerate(values):
+        colour = 'white' if abs(value) > 0.6 * limit else 'black'
+        axis.text(j, i, '–' if math.isnan(value) else f'{value:+.1f}', color=colour, ha='center', va='center')
+    names = [textwrap.fill(results.label(method), 12) for method in methods]
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(gains)), gains)
+    axis.tick_params(length=0)
+    axis.xaxis.tick_top()
+    axis.axhline(0.5, color='black')
+    control = finished[results.control]
+    counts = {len(finished[method].keys() & control.keys()) for method in methods}
+    title = f'gain in IoU over {results.label(results.control)}, {split}, {BUDGET_TITLES[budget]}'
+    axis.set_title(f'{title}: mean of {count_seeds(counts)}')
+    figure.savefig(file, dpi=110)
+
+
+def moved_apart(places: np.ndarray, gap: float) -> np.ndarray:
+    """Return the nearest places, by least squares, that keep their order and are at least a gap apart."""
+    order, steps = np.argsort(places), gap * np.arange(len(places))
+    moved = np.empty_like(places)
+    moved[order] = isotonic_regression(places[order] - steps).x + steps
+    return moved
+
+
+def count_seeds(counts: set[int]) -> str:
+    """Return the number of seeds in words, a range where it is not the same everywhere."""
+    if counts == {1}:
+        return 'one seed'
+    return ' to '.join(str(count) for count in sorted({min(counts), max(counts)})) + ' seeds'

@@ -1,0 +1,252 @@
+"""Commands in processes of their own: started, locked, followed and stopped."""
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.atomic_files import write_json
+from bdd_seg.study.logs import read_progress
+from bdd_seg.study.settings import Preparation, Study, find_file
+
+# tools/NAME.py → module of bdd_seg.cli
+_COMMANDS = {
+    'train': 'train',
+    'test': 'test',
+    'demo': 'demo',
+    'study': 'study',
+    'cache_teacher': 'cache',
+    'make_street_scenes': 'scenes',
+}
+_POLL_SECONDS = 0.2
+_NOTE_SECONDS = 10
+
+
+class StoppedError(Exception):
+    """The study was asked to stop while a process was running."""
+
+
+def command_line(command: str, *arguments: object) -> list[str]:
+    """Return the line that runs a command of this package with this Python.
+
+    Args:
+        command: A module of ``bdd_seg.cli``, such as ``'train'``.
+        arguments: Its arguments.
+    """
+    return [sys.executable, '-m', f'bdd_seg.cli.{command}', *map(str, arguments)]
+
+
+def parse_command(text: str) -> list[str]:
+    """Return the line that runs the command of a preparation: ``tools/NAME.py``, or a Python script.
+
+    Scripts and arguments that begin with ``configs/`` are found in this project where the working directory
+    does not have them.
+    """
+    program, *arguments = shlex.split(text)
+    arguments = [str(find_file(word)) if word.startswith('configs/') else word for word in arguments]
+    path = Path(program)
+    if path.parent == Path('tools') and path.suffix == '.py' and path.stem in _COMMANDS:
+        return command_line(_COMMANDS[path.stem], *arguments)
+    return [sys.executable, str(find_file(path)), *arguments]
+
+
+def run_command(
+    line: list[str],
+    log: Path,
+    environment: dict[str, str],
+    stop: Callable[[], bool],
+    follow: Callable[[], None] | None = None,
+    usage: Path | None = None,
+) -> None:
+    """Run a command to its end in a process of its own, which no exception leaves behind.
+
+    Args:
+        line: A Python and its arguments.
+        log: The file that its output is appended to. While the command runs, no second one can use it.
+        environment: Environment variables on top of this process's.
+        stop: Returns True to stop the command. Called several times a second.
+        follow: Called several times a second while the command runs.
+        usage: A JSON file for the command's wall-clock in ``seconds`` and its ``peak_memory_mb``. Those of
+            earlier sessions in the file are included. It is kept up to date however the command ends. Linux
+            counts what this process holds when it starts the command, so the peak is never below that.
+
+    Raises:
+        ConfigError: The command failed, or another process uses the log.
+        StoppedError: ``stop`` returned True.
+    """
+    with log.open('a') as file:
+        _lock(file)
+        note = _UsageNote(usage) if usage is not None else None
+        process = subprocess.Popen(
+            line,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **environment},
+        )
+        try:
+            returncode, memory = _wait(process, stop, follow, note)
+        except BaseException:  # also Ctrl-C, which does not reach a process of another session
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            if note is not None:
+                note.write()
+            raise
+        process.returncode = returncode  # Popen did not wait itself
+    if note is not None:
+        note.write(memory)
+    if returncode:
+        name = line[2] if line[1] == '-m' else Path(line[1]).name
+        raise ConfigError(f'{name} failed ({_reason(returncode, log)}); see {log}')
+
+
+def _wait(
+    process: subprocess.Popen,
+    stop: Callable[[], bool],
+    follow: Callable[[], None] | None,
+    note: '_UsageNote | None',
+) -> tuple[int, float]:
+    """Return the exit code and the peak memory in MB once the process has ended."""
+    while True:
+        # Unlike the resource module's, these figures are of this child alone.
+        child, status, resources = os.wait4(process.pid, os.WNOHANG)
+        if child:
+            return os.waitstatus_to_exitcode(status), resources.ru_maxrss / 1024
+        if stop():
+            raise StoppedError
+        if follow is not None:
+            follow()
+        if note is not None:
+            note.write_now_and_then()  # this process may be killed, too
+        time.sleep(_POLL_SECONDS)
+
+
+class _UsageNote:
+    """The file ``usage`` of :func:`run_command`."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.earlier = {'seconds': 0.0, 'peak_memory_mb': 0.0}
+        if file.exists():
+            self.earlier = json.loads(file.read_text())
+        self.start = time.monotonic()
+        self.write()
+
+    def write(self, memory: float = 0.0) -> None:
+        """Write the time so far, and the peak memory in MB where it is known."""
+        self.written = time.monotonic()
+        seconds = self.earlier['seconds'] + self.written - self.start
+        memory = max(self.earlier['peak_memory_mb'], memory)
+        write_json(self.file, {'seconds': seconds, 'peak_memory_mb': memory})
+
+    def write_now_and_then(self) -> None:
+        """Write the time if the file is old."""
+        if time.monotonic() > self.written + _NOTE_SECONDS:
+            self.write()
+
+
+def _reason(returncode: int, log: Path) -> str:
+    if returncode < 0:  # a process that a signal ended could not log why
+        return f'ended by {signal.Signals(-returncode).name}'
+    return ''.join(log.read_text(errors='replace').strip().splitlines()[-1:])
+
+
+def _lock(log: TextIO) -> None:
+    """Keep others from the file until the last process that has it open is gone, children included."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f'another process is writing {log.name}: a second call with this work dir, or a command that a '
+            'killed call left behind. End it, or wait for it'
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+
+
+class ProgressLine:
+    """Print the progress of a command from time to time, as a callable for :func:`run_command`.
+
+    Args:
+        name: The beginning of each line.
+        work_dir: The work dir of a training, whose logged scalars are read. In a folder without any, the
+            line has the time that has passed.
+        say: Prints a line.
+        seconds: Time between lines.
+    """
+
+    def __init__(self, name: str, work_dir: Path, say: Callable[[str], None], seconds: float = 10) -> None:
+        self.name = name
+        self.work_dir = work_dir
+        self.say = say
+        self.seconds = seconds
+        self.start = self.said = time.monotonic()
+
+    def __call__(self) -> None:
+        """Print a line if it is time."""
+        now = time.monotonic()
+        if now < self.said + self.seconds:
+            return
+        self.said = now
+        progress = read_progress(self.work_dir)
+        if progress is None:
+            self.say(f'{self.name}: running for {_duration(now - self.start)}')
+        else:
+            done = f'iteration {progress.done} of {progress.total}'
+            self.say(f'{self.name}: {done}, {_duration(progress.seconds_left)} left')
+
+
+def _duration(seconds: float) -> str:
+    return f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'
+
+
+def prepare(study: Study, folder: Path, stop: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Run the commands that come before a study, except those that are done.
+
+    Args:
+        study: The study.
+        folder: The folder for their logs.
+        stop: Returns True to stop. Called several times a second.
+        say: Prints a line.
+
+    Raises:
+        ConfigError: A command failed, or did not create its file.
+        StoppedError: ``stop`` returned True.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, step in enumerate(study.prepare, 1):
+        if is_prepared(step):
+            continue
+        log = folder / f'prepare_{number}.log'
+        say(f'== {step.run}   (log: {log})')
+        step.creates.parent.mkdir(parents=True, exist_ok=True)
+        _unfinished(step).touch()
+        follow = ProgressLine(str(step.creates), step.creates.parent, say)
+        run_command(parse_command(step.run), log, {}, stop, follow)
+        if not step.creates.exists():
+            raise ConfigError(f'prepare: {step.run!r} made no {step.creates}; see {log}')
+        _unfinished(step).unlink()
+
+
+def is_prepared(step: Preparation) -> bool:
+    """Return True if the command has run to its end. Its file may exist before that."""
+    return step.creates.exists() and not _unfinished(step).exists()
+
+
+def _unfinished(step: Preparation) -> Path:
+    return step.creates.with_name(f'{step.creates.name}.unfinished')
+
+
+def interrupt_on_signals() -> None:
+    """Handle SIGTERM and SIGHUP as Ctrl-C, so that no command is left running."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)

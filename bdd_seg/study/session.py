@@ -1,0 +1,276 @@
+"""One call of a study: run the missing runs on the available devices, until it is done or time is up."""
+
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import mean, median
+from typing import Any
+
+import torch
+
+from bdd_seg.runtime.upstream.atomic_files import write_json
+from bdd_seg.study.configs import Run, iterations_of, make_run, reference_runs
+from bdd_seg.study.machine import describe_machine
+from bdd_seg.study.processes import ProgressLine, StoppedError, is_prepared, prepare
+from bdd_seg.study.report import write_report
+from bdd_seg.study.results import MethodRecord, Results, RunResult
+from bdd_seg.study.runs import train_and_test
+from bdd_seg.study.settings import Options, Study
+
+
+class Session:
+    """One call of a study.
+
+    Args:
+        study: The study.
+        folder: The folder of runs and results.
+        command: The command line that makes the results, for the report.
+        jobs: Runs at once; by default one for each GPU, without a GPU one for each CPU core.
+        time_limit: Minutes after which to stop, by default never.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        folder: Path,
+        command: str,
+        jobs: int | None = None,
+        time_limit: float | None = None,
+    ) -> None:
+        self.study = study
+        self.folder = folder
+        self.command = command
+        gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+        self.jobs = jobs or gpus or cores
+        self.threads = max(1, cores // self.jobs)  # of each run
+        self.devices: SimpleQueue[dict[str, str]] = SimpleQueue()
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus)))).split(',')
+        for job in range(self.jobs):
+            gpu = {'CUDA_VISIBLE_DEVICES': visible[job % gpus]} if gpus else {}
+            self.devices.put({'OMP_NUM_THREADS': str(self.threads), **gpu})
+        self.deadline = time.monotonic() + 60 * time_limit if time_limit else float('inf')
+        self.interrupted = threading.Event()
+        self.made: dict[str, Run] = {}
+        self.measured = False  # True once this call has finished a run
+
+    def run(self) -> None:
+        """Run everything that is missing, in the order of dependence, and write the report.
+
+        Raises:
+            ConfigError: A command failed.
+        """
+        try:
+            prepare(self.study, self.folder, self.must_stop, say)
+            self.run_all('teacher', reference_runs(self.study))
+            self.run_all('search', self.search_runs())
+            self.run_all('final runs', self.final_runs())
+            self.run_all('equal wall-clock', self.wall_clock_runs())
+        except StoppedError:
+            say('== stopped; the same command goes on from here')
+        finally:
+            self.report()
+
+    def list_runs(self) -> None:
+        """Print the steps of :meth:`run`, as far as they are known before the search is over."""
+        for step in self.study.prepare:
+            print(f'{"done " if is_prepared(step) else "to do"}  {step.run}')
+        for run in [*reference_runs(self.study), *self.search_runs(), *self.final_runs()]:
+            print(f'{"to do" if self.stored(run) is None else "done "}  {run}')
+
+    def search_runs(self) -> list[Run]:
+        """Return a run for every setting of every method: all with the first seed, then with the second."""
+        return [
+            self.make(name, 'search', seed, setting)
+            for seed in self.study.search_seeds
+            for name, method in self.study.methods.items()
+            for setting in method.search
+        ]
+
+    def final_runs(self) -> list[Run]:
+        """Return a run for every method with its chosen setting, seed by seed."""
+        chosen = {name: self.chosen(name) for name in self.study.methods}
+        return [
+            self.make(name, 'final', seed, setting)
+            for seed in self.study.seeds
+            for name, setting in chosen.items()
+        ]
+
+    def wall_clock_runs(self) -> list[Run]:
+        """Return the runs under equal wall-clock, none before all methods have finished final runs.
+
+        Lengths are tenths of the length of a final run, so that noise in the timing makes no new runs.
+        """
+        study = self.study
+        if 'wall_clock' not in study.budgets:
+            return []
+        iterations = iterations_of(study)
+        pace: dict[str, list[float]] = {name: [] for name in study.methods}
+        for run in self.final_runs():
+            result = self.stored(run)
+            if result is not None and result.seconds_per_iteration is not None:
+                pace[run.method].append(result.seconds_per_iteration)
+        if not all(pace.values()):
+            return []
+        wall_clock = median(pace[study.wall_clock_of or study.control])
+        chosen = {name: self.chosen(name) for name in study.methods}
+        tenths = {name: max(1, round(10 * wall_clock / median(pace[name]))) for name in study.methods}
+        return [
+            self.make(name, 'final', seed, setting, 'wall_clock', round(iterations * tenths[name] / 10))
+            for seed in study.seeds
+            for name, setting in chosen.items()
+        ]
+
+    def make(self, *arguments: Any) -> Run:
+        """Return the run that ``make_run`` makes, which takes half a second, from a cache."""
+        key = json.dumps(arguments)
+        if key not in self.made:
+            self.made[key] = make_run(self.study, *arguments)
+        return self.made[key]
+
+    def chosen(self, name: str) -> Options:
+        """Return the setting of a method that did best in the search, as far as that is finished."""
+        scores: dict[int, list[float]] = {}
+        for number, setting in enumerate(self.study.methods[name].search):
+            for seed in self.study.search_seeds:
+                result = self.stored(self.make(name, 'search', seed, setting))
+                if result is not None:
+                    scores.setdefault(number, []).append(result.scores[self.study.select_on].miou)
+        if not scores:
+            return {}
+        return self.study.methods[name].search[max(scores, key=lambda number: mean(scores[number]))]
+
+    def stored(self, run: Run) -> RunResult | None:
+        """Return the result of a run, None if it is not finished or had other inputs."""
+        file = self.folder / run.name / 'result.json'
+        if not file.exists():
+            return None
+        result = RunResult.model_validate_json(file.read_text())
+        complete = run.splits.keys() <= result.scores.keys()
+        return result if complete and run.provenance(self.study).agrees_with(result) else None
+
+    def run_all(self, name: str, runs: list[Run]) -> None:
+        """Run the missing ones of these runs, several at once.
+
+        Args:
+            name: A name for the runs, to be printed.
+            runs: The runs.
+
+        Raises:
+            ConfigError: A run failed.
+            StoppedError: Time was up.
+        """
+        missing = list({run.name: run for run in runs if self.stored(run) is None}.values())
+        if not missing:
+            return
+        jobs = min(self.jobs, len(missing))
+        say(f'== {name}: {len(missing)} of {len(runs)} runs to do, {jobs} at once')
+        durations: list[float] = []
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = {pool.submit(self.run_one, run, 10 * jobs): run for run in missing}
+            try:
+                for done, future in enumerate(as_completed(futures), 1):
+                    result, seconds = future.result()
+                    durations.append(seconds)
+                    left = mean(durations) * (len(missing) - done) / self.jobs
+                    scores = ', '.join(f'{split} {found.miou:.2f}' for split, found in result.scores.items())
+                    run = futures[future]
+                    say(f'[{done}/{len(missing)}] {run}: {scores} mIoU; {left / 60:.0f} min left')
+            except BaseException:
+                self.interrupted.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def run_one(self, run: Run, progress_seconds: float) -> tuple[RunResult, float]:
+        """Run a run.
+
+        Args:
+            run: The run.
+            progress_seconds: Time between lines that tell its progress.
+
+        Returns:
+            Its result, and the seconds that this took.
+        """
+        device, start = self.devices.get(), time.monotonic()
+        folder = self.folder / run.name
+        try:
+            follow = ProgressLine(str(run), folder, say, progress_seconds)
+            result = train_and_test(run, folder, self.study, device, self.must_stop, follow)
+        finally:
+            self.devices.put(device)
+        write_json(folder / 'result.json', result.to_json())
+        self.measured = True
+        return result, time.monotonic() - start
+
+    def machine(self) -> dict[str, Any]:
+        """Return the description of the machine that measured, which may not be this one."""
+        file = self.folder / 'machine.json'
+        if file.exists() and not self.measured:
+            return json.loads(file.read_text())
+        here = describe_machine(torch.cuda.is_available())
+        here |= {'threads': self.threads, 'jobs': self.jobs}
+        if self.measured:
+            write_json(file, here)
+        return here
+
+    def must_stop(self) -> bool:
+        """Return True once a run has failed, Ctrl-C was pressed, or time is up."""
+        return self.interrupted.is_set() or time.monotonic() > self.deadline
+
+    def planned_runs(self) -> list[Run]:
+        """Return all runs of the study, as far as they are known."""
+        planned = [*reference_runs(self.study), *self.search_runs(), *self.final_runs()]
+        return [*planned, *self.wall_clock_runs()]
+
+    def results(self) -> Results:
+        """Return the results of all finished runs."""
+        study = self.study
+        return Results(
+            title=study.title,
+            command=self.command,
+            control=study.control,
+            select_on=study.select_on,
+            splits=list(study.splits),
+            compare=study.compare,
+            wall_clock_of=study.wall_clock_of,
+            methods=self._methods(),
+            runs=[run.to_record(result) for run in self.planned_runs() if (result := self.stored(run))],
+            environment=self.machine(),
+            notes=study.notes,
+        )
+
+    def _methods(self) -> dict[str, MethodRecord]:
+        methods = {
+            name: MethodRecord(
+                label=method.label,
+                config=str(method.config),
+                loss=method.options,
+                setting=self.chosen(name),
+                trials=len(method.search),
+            )
+            for name, method in self.study.methods.items()
+        }
+        teacher = self.study.teacher
+        if teacher is not None:
+            methods['teacher'] = MethodRecord(
+                label=teacher.label, config=str(teacher.config), loss={}, setting={}, trials=0
+            )
+        return methods
+
+    def report(self) -> Results:
+        """Write ``results.json`` and the report made from it, and return the results."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        results = self.results()
+        write_json(self.folder / 'results.json', results.to_json())
+        write_report(results, self.folder)
+        counts = f'{len(results.runs)} of {len(self.planned_runs())} runs finished'
+        say(f'== {counts}: {self.folder / "report.md"}')
+        return results
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)

@@ -1,0 +1,160 @@
+"""Any network, made cheap to ask."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from mmcv.cnn import fuse_conv_bn
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from bdd_seg.distill.taps import Tap
+
+PRECISIONS = {None: None, 'bf16': torch.bfloat16}
+"""Values of ``precision`` → dtype of autocast and weights."""
+
+# Relative difference above which folding has made another network of it. Rounding is 1e-6, or 1e-3 where a
+# GPU convolves in TF32.
+_FOLDING_TOLERANCE = 0.01
+
+
+class FrozenModule:
+    """A network that only answers, as cheaply as gives the same answers to rounding.
+
+    It runs in eval and inference mode, with BatchNorm folded into the convolutions and memory laid out
+    channels-last. The network gets there with the first inputs, whose device and dtype it follows.
+
+    Args:
+        model: The network.
+        taps: Dotted names of the modules whose outputs are wanted.
+        forward: Called as ``forward(model, inputs)`` to run it.
+        precision: None for that of the autocast around the call, if any. ``'bf16'`` for bfloat16 autocast
+            with weights kept in bfloat16, which changes the answers slightly.
+        compile: Whether to run through ``torch.compile``. Where that fails, a warning says so, and the
+            network runs without.
+
+    Raises:
+        ConfigError: A tap names no module.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Iterable[str],
+        forward: Callable[[nn.Module, Tensor], Any] = nn.Module.__call__,
+        precision: str | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.taps = sorted(taps)
+        self.precision = precision
+        self.compile = compile
+        Tap(model, self.taps)
+        self._forward = forward
+        self._run: Callable[[Tensor], dict[str, Tensor]] = self._tapped
+        self._is_ready = False
+
+    @property
+    def is_compiled(self) -> bool:
+        """True if it runs through ``torch.compile``; known once it has answered."""
+        return self._is_ready and self._run != self._tapped
+
+    def __call__(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return tap name → output (N, C, h, w), contiguous, in the dtype of the inputs.
+
+        Args:
+            inputs: (N, C, H, W), normalised as the network expects.
+        """
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        self._get_ready(inputs)
+        # SegNeXt's head draws random numbers even in eval mode. They are the same ones each time, and the
+        # student's own are left alone.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(), self._autocast(inputs.device):
+            torch.default_generator.manual_seed(0)
+            outputs = self._answer(inputs)
+        # Copies, since autograd cannot keep tensors that were made in inference mode.
+        return {
+            name: output.to(inputs.dtype).clone(memory_format=torch.contiguous_format)
+            for name, output in outputs.items()
+        }
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager:
+        dtype = PRECISIONS[self.precision]
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+    def _get_ready(self, inputs: Tensor) -> None:
+        """Follow the inputs to their device and dtype; before the first of them, become cheap."""
+        if not self._is_ready:
+            self.model = self._folded(self.model.to(inputs.device), inputs[:1])
+            self.model.eval().requires_grad_(False)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+            if self.precision is not None:
+                for module in self.model.modules():
+                    if isinstance(module, nn.Conv2d | nn.Linear):
+                        module.to(PRECISIONS[self.precision])
+            self._run = torch.compile(self._tapped) if self.compile else self._tapped
+            self._is_ready = True
+        weight = next(self.model.parameters())
+        if weight.device != inputs.device:
+            self.model.to(inputs.device)
+        if self.precision is None and weight.dtype != inputs.dtype:
+            self.model.to(inputs.dtype)
+
+    def _folded(self, model: nn.Module, image: Tensor) -> nn.Module:
+        """Return the network with folded BatchNorm, if that gives the same answers, else as it is.
+
+        mmcv folds a BatchNorm into the convolution that its module names before it, which is not in every
+        network the one that runs before it. And a tap may want what lies between the two.
+        """
+        original = self._try(model, image)
+        try:
+            folded = fuse_conv_bn(copy.deepcopy(model))
+            changed = self._try(folded, image)
+        except Exception as error:  # mmcv can fold no BatchNorm without weights or statistics
+            reason = f'{type(error).__name__}: {error}'
+        else:
+            errors = {tap: _relative_error(changed[tap], original[tap]) for tap in self.taps}
+            worst = max(errors, key=errors.__getitem__)
+            if errors[worst] < _FOLDING_TOLERANCE:
+                return folded
+            reason = f'{worst} would be another by {errors[worst]:.0%}'
+        print_log(f"The teacher's BatchNorm is not folded into its convolutions: {reason}", logger='current')
+        return model
+
+    def _try(self, model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),  # where a tap sees that an output is changed in place
+            torch.autocast(image.device.type, enabled=False),
+            Tap(model, self.taps) as outputs,
+        ):
+            torch.default_generator.manual_seed(0)
+            self._forward(model, image.float())
+        return outputs
+
+    def _answer(self, inputs: Tensor) -> dict[str, Tensor]:
+        try:
+            return self._run(inputs)
+        except Exception as error:
+            if not self.is_compiled:
+                raise
+            self._run = self._tapped
+            print_log(
+                f'The teacher runs without torch.compile, which failed: {type(error).__name__}: '
+                f'{str(error).strip().splitlines()[0]}',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return self._run(inputs)
+
+    def _tapped(self, inputs: Tensor) -> dict[str, Tensor]:
+        with Tap(self.model, self.taps) as outputs:
+            self._forward(self.model, inputs)
+        return outputs
+
+
+def _relative_error(changed: Tensor, original: Tensor) -> float:
+    return ((changed - original).norm() / original.norm().clamp(min=1e-12)).nan_to_num(nan=torch.inf).item()

@@ -1,0 +1,95 @@
+import pickle
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, Dataset
+
+from bdd_seg.cli.errors import one_line_errors, reason
+from bdd_seg.errors import ConfigError
+
+
+@one_line_errors('interrupted; go on')
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    'error, line, traceback',
+    [
+        (ConfigError('model has no type'), 'error: model has no type', False),
+        (
+            pickle.UnpicklingError('x'),
+            'error: the checkpoint loaded last holds more than weights, and',
+            False,
+        ),
+        (KeyboardInterrupt(), 'interrupted; go on', False),
+        (KeyError('LOUD'), "error: KeyError: 'LOUD'", True),
+        (RuntimeError('one\n  two'), 'error: RuntimeError: one two', True),
+        (
+            torch.OutOfMemoryError('no memory'),
+            'error: OutOfMemoryError: no memory. Lower the batch_size',
+            True,
+        ),
+    ],
+)
+def test_the_last_line(capsys, monkeypatch, error, line, traceback):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')  # it is set, and would stay so
+    with pytest.raises(SystemExit) as ended:
+        fail(error)
+    assert ended.value.code.startswith(line)
+    assert '\n' not in ended.value.code
+    assert ('Traceback' in capsys.readouterr().err) == traceback
+
+
+class Clumsy(Hook):
+    def before_run(self, runner):
+        len(3)
+
+
+def test_the_traceback_of_a_hook_is_shown(capsys, monkeypatch):
+    """mmengine replaces a hook's ``TypeError`` by another, without where it came from."""
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    runner = object.__new__(Runner)
+    runner._hooks = [Clumsy()]
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        runner.call_hook('before_run')
+    assert ended.value.code.startswith("error: TypeError: object of type 'int' has no len() in <")
+    assert 'Clumsy' in ended.value.code
+    assert 'len(3)' in capsys.readouterr().err
+
+
+class Numbers(Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return {}[i]
+
+
+def test_the_last_line_of_an_error_in_a_data_loaders_process(capsys, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        next(iter(DataLoader(Numbers(), num_workers=1)))
+    assert ended.value.code == 'error: KeyError: KeyError: 0'
+    assert 'return {}[i]' in capsys.readouterr().err
+
+
+def silent(size: int) -> None:
+    if size < 0:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    'error, expected',
+    [(ValueError(' a\n b '), 'a b'), (ValueError(), ''), (KeyError('a'), "'a'"), (AssertionError(), '')],
+)
+def test_reason(error, expected):
+    assert reason(error) == expected
+
+
+def test_the_reason_of_an_assertion_without_a_message():
+    with pytest.raises(AssertionError) as caught:
+        silent(-1)
+    assert reason(caught.value) == 'raise AssertionError does not hold'

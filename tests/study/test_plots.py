@@ -1,0 +1,45 @@
+"""The figures of a study's report."""
+
+import matplotlib.image
+import numpy as np
+from helpers import large_study, small_study
+
+from bdd_seg.study.plots import count_seeds, moved_apart, plot_class_gain, plot_wall_clock
+from bdd_seg.study.results import Results
+
+
+def test_marks_are_moved_no_more_than_needed():
+    assert moved_apart(np.array([5.0, 1.0, 9.0]), 2.0).tolist() == [5, 1, 9]
+    # Three at one place go to both sides of it; what is far away stays.
+    assert moved_apart(np.array([3.0, 3.0, 3.0, 20.0]), 2.0).tolist() == [1, 3, 5, 20]
+
+
+def colours_in(file) -> np.ndarray:
+    """How often the file has each colour, the frequent ones first."""
+    pixels = (255 * matplotlib.image.imread(file)[..., :3]).round().astype(int)
+    _, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    assert pixels.shape[0] > 300 and pixels.shape[1] > 900
+    return np.sort(counts)[::-1]
+
+
+def test_plots_are_drawn(tmp_path):
+    large = Results.model_validate(large_study())
+    plot_wall_clock(large, 'test', tmp_path / 'wall_clock.png')
+    plot_class_gain(large, 'test', 'iterations', tmp_path / 'class_gain.png')
+    assert (colours_in(tmp_path / 'wall_clock.png')[:9] > 200).all()  # white, and a colour per method
+    assert (colours_in(tmp_path / 'class_gain.png')[:30] > 1000).all()  # cells of many colours
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path):
+    empty = Results.model_validate({**small_study(), 'runs': []})
+    plot_wall_clock(empty, 'test', tmp_path / 'wall_clock.png')
+    plot_class_gain(empty, 'test', 'iterations', tmp_path / 'class_gain.png')
+    assert not list(tmp_path.iterdir())
+
+
+def test_seeds_are_counted():
+    assert [count_seeds(counts) for counts in ({1}, {3}, {1, 2, 5})] == [
+        'one seed',
+        '3 seeds',
+        '1 to 5 seeds',
+    ]

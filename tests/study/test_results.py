@@ -1,0 +1,150 @@
+"""The statistics of a study's results, and their file."""
+
+import json
+import math
+
+import pytest
+from helpers import ROOT, small_study, study_run, study_runs
+
+from bdd_seg.errors import ConfigError
+from bdd_seg.study.results import Provenance, Results, load_results, paired_difference
+
+T_975 = {2: 4.3027, 4: 2.7764}
+"""Two-sided 95% quantiles of Student's t by degrees of freedom, from a printed table."""
+
+
+def test_interval_by_hand():
+    # Differences 1, 2, 3, 4, 5: mean 3, sum of squares 10, so the variance is 10 / 4.
+    found = paired_difference({i: 30.0 + i for i in range(1, 6)}, dict.fromkeys(range(1, 6), 30.0))
+    half = T_975[4] * math.sqrt(2.5) / math.sqrt(5)
+    assert found.mean == pytest.approx(3)
+    assert found.interval == pytest.approx((3 - half, 3 + half), abs=1e-3)
+    assert found.seeds == 5
+    assert str(found) == '+3.0 [+1.0, +5.0]'
+
+
+def test_pairs_are_of_the_same_seed():
+    # The methods vary by 20 points with the seed, their difference by 0.2: only pairs can tell.
+    control = {0: 20.0, 1: 30.0, 2: 40.0, 7: 99.0}
+    found = paired_difference({2: 41.2, 0: 21.0, 1: 31.1, 8: 0.0}, control)
+    half = T_975[2] * 0.1 / math.sqrt(3)
+    assert found.mean == pytest.approx(1.1)
+    assert found.interval == pytest.approx((1.1 - half, 1.1 + half), abs=1e-3)
+    assert found.seeds == 3
+
+
+def test_one_seed_has_no_interval_and_none_is_an_error():
+    found = paired_difference({3: 31.0}, {3: 30.0, 4: 30.0})
+    assert found == (1.0, None, 1)
+    assert (str(found), found.cell(), found.verdict) == ('+1.0', '+1.0', 'one seed')
+    with pytest.raises(ValueError, match='no seed'):
+        paired_difference({0: 31.0}, {1: 30.0})
+
+
+@pytest.mark.parametrize(
+    ('scores', 'verdict', 'bold'),
+    [
+        ([1.0, 1.1, 1.2], 'ahead', True),
+        ([-1.0, -1.1, -1.2], 'behind', True),
+        ([-1.0, 1.0, 2.0], 'not told apart', False),
+        ([2.0, 2.0, 2.0], 'ahead', True),
+        ([0.0, 0.0, 0.0], 'not told apart', False),
+    ],
+)
+def test_verdict_and_bold_follow_from_whether_the_interval_has_0(scores, verdict, bold):
+    found = paired_difference(dict(enumerate(scores)), dict.fromkeys(range(3), 0.0))
+    assert found.verdict == verdict
+    assert found.cell() == (f'**{found}**' if bold else str(found))
+
+
+def test_class_gains_are_paired_and_sorted():
+    # Sky gains 1 and 3 in the two common seeds, pole 5 in the one where both have it; there is no train.
+    results = small_study()
+    results['runs'] = [
+        *study_runs('alone', [30.0, 30.0, 30.0]),
+        study_run('bdd', 0, 31.0),
+        study_run('bdd', 1, 33.0),
+        study_run('bdd', 7, 90.0),
+    ]
+    results['runs'][3]['scores']['test']['classes']['pole'] = 15.0
+    results['runs'][4]['scores']['test']['classes']['pole'] = math.nan
+    gains = Results.model_validate(results).class_gains('test', 'iterations')
+    assert list(gains) == ['mIoU', 'pole', 'sky', 'train']
+    assert gains['mIoU'] == {'bdd': pytest.approx(2)}
+    assert gains['pole'] == {'bdd': pytest.approx(5)}
+    assert gains['sky'] == {'bdd': pytest.approx(2)}
+    assert math.isnan(gains['train']['bdd'])
+
+
+def test_budgets_are_those_with_finished_runs():
+    results = small_study()
+    assert Results.model_validate(results).budgets() == ['iterations']
+    results['runs'] += study_runs('alone', [31.0], equal='wall_clock')
+    assert Results.model_validate(results).budgets() == ['iterations', 'wall_clock']
+    results['runs'] = [study_run('alone', 0, 31.0, stage='search')]
+    assert Results.model_validate(results).budgets() == []
+
+
+def test_a_method_without_common_seeds_has_no_difference():
+    results = Results.model_validate(small_study())
+    assert results.difference('iterations', 'test', 'bdd', 'late') is None
+    assert results.difference('iterations', 'test', 'bdd', 'alone').mean == pytest.approx(1.8)
+    assert results.difference('iterations', 'val', 'bdd', 'alone').seeds == 3
+
+
+def test_splits_that_judge():
+    results = small_study()
+    assert Results.model_validate(results).judged_on() == ['test']
+    assert Results.model_validate({**results, 'splits': ['val']}).judged_on() == ['val']
+
+
+@pytest.mark.parametrize(
+    'file', sorted((ROOT / 'benchmarks/studies').glob('*/results.json')), ids=lambda file: file.parent.name
+)
+def test_a_file_is_written_as_it_was_read(file):
+    assert json.dumps(load_results(file).to_json(), indent=1) == file.read_text()
+
+
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        (None, 'No such file'),
+        ('{', 'Expecting property name'),
+        ('{"title": 3}', 'title: Input should be a valid string'),
+        ('[]', 'Input should be a valid dictionary'),
+    ],
+)
+def test_a_file_that_is_none(tmp_path, text, reason):
+    if text is not None:
+        (tmp_path / 'results.json').write_text(text)
+    with pytest.raises(
+        ConfigError, match=f"results.json' cannot be read as the results of a study: .*{reason}"
+    ):
+        load_results(tmp_path / 'results.json')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({}, True),
+        ({'train_flags': []}, False),
+        ({'splits': {'val': {}}}, True),
+        ({'splits': {'val': {}, 'test': {'a': 2}}}, False),
+        ({'teacher': 'other'}, False),
+        ({'teacher': None}, True),
+        ({'checkpoint': 'new'}, False),
+    ],
+)
+def test_provenance(changes, expected):
+    earlier = {
+        'train_flags': ['--amp'],
+        'splits': {'val': {}, 'test': {'a': 1}},
+        'checkpoint': None,
+        'teacher': 'digest',
+    }
+    now = Provenance.model_validate({**earlier, **changes})
+    assert now.agrees_with(Provenance.model_validate(earlier)) == expected
+
+
+def test_provenance_that_was_not_recorded_is_not_compared():
+    assert Provenance(train_flags=['--amp'], teacher='digest').agrees_with(Provenance())

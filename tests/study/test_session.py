@@ -1,0 +1,146 @@
+"""One call of a study, without its commands."""
+
+import json
+import os
+import re
+import threading
+
+import pytest
+from helpers import study_file
+
+from bdd_seg.errors import ConfigError
+from bdd_seg.study import session as session_module
+from bdd_seg.study.configs import digest_if_local, reference_runs
+from bdd_seg.study.results import RunResult
+from bdd_seg.study.session import Session
+from bdd_seg.study.settings import load_study
+
+
+@pytest.fixture
+def session(tiny_configs, tmp_path):
+    """A call with changes of the study, in which no run is finished."""
+    teacher = {
+        'label': 'teacher',
+        'config': str(tiny_configs['teacher']),
+        'checkpoint': str(tiny_configs['checkpoint']),
+    }
+    file = study_file(tiny_configs, tmp_path, teacher=teacher, iterations=4)
+
+    def make(**changes):
+        return Session(load_study(file).model_copy(update=changes), tmp_path / 'out', 'command', jobs=2)
+
+    return make
+
+
+def store(session, run, **facts):
+    folder = session.folder / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {split: {'mIoU': 30.0, 'aAcc': 80.0, 'mAcc': 40.0, 'classes': {}} for split in run.splits}
+    content = {**run.provenance(session.study).to_json(), 'scores': scores, **facts}
+    (folder / 'result.json').write_text(json.dumps(content))
+
+
+def test_what_was_measured_on_something_else_is_measured_again(session, tmp_path):
+    before = session()
+    final, (teacher,) = before.make('alone', 'final', 1, {}), reference_runs(before.study)
+    store(before, final)
+    store(before, teacher)
+    assert before.stored(final) is not None
+    assert before.stored(teacher) is not None
+    fewer = session(splits={'val': {}})
+    assert fewer.stored(fewer.make('alone', 'final', 1, {})) is not None
+    other = session(splits={'val': {}, 'train': {'test_dataloader.dataset.data_root': 'elsewhere'}})
+    assert other.stored(other.make('alone', 'final', 1, {})) is None
+    other = session(train_flags=['--amp'])
+    assert other.stored(other.make('alone', 'final', 1, {})) is None
+    (tmp_path / 'other.pth').write_bytes(b'weights')
+    retrained = before.study.teacher.model_copy(update={'checkpoint': tmp_path / 'other.pth'})
+    other = session(teacher=retrained)
+    assert other.stored(reference_runs(other.study)[0]) is None
+
+
+def test_another_teacher_is_noticed(session, tmp_path):
+    weights = tmp_path / 'teacher.pth'
+    for content, known in ((b'first', True), (b'second', False)):
+        weights.write_bytes(content)
+        digest_if_local.cache_clear()  # as in another call
+        made = session(distilled_options={'model.teacher.checkpoint': str(weights)})
+        run_ = made.make('kd', 'final', 1, {})
+        if known:
+            store(made, run_)
+        assert (made.stored(run_) is not None) == known
+    weights.unlink()  # brought back without it
+    digest_if_local.cache_clear()
+    assert made.stored(run_) is not None
+
+
+def test_the_slowest_method_gets_a_part_of_the_iterations(session):
+    made = session(budgets=['iterations', 'wall_clock'], wall_clock_of='alone', iterations=40)
+    for run_, pace in zip(made.final_runs(), (0.01, 1.0), strict=True):
+        store(made, run_, seconds_per_iteration=pace)
+    assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [40, 4]
+
+
+def test_a_report_is_about_the_machine_that_measured(session):
+    made = session()
+    made.folder.mkdir()
+    made.measured = True
+    assert (made.machine()['threads'], made.machine()['jobs']) == (max(1, os.cpu_count() // 2), 2)
+    (made.folder / 'machine.json').write_text('{"cpu": "another"}')
+    assert session().machine() == {'cpu': 'another'}
+
+
+def result_of(miou):
+    scores = {'mIoU': miou, 'aAcc': 80.0, 'mAcc': 40.0, 'classes': {'sky': miou}}
+    return RunResult(
+        iterations=4, seconds=6.0, seconds_per_iteration=0.5, scores={'val': scores, 'test': scores}
+    )
+
+
+def test_runs_at_once_get_their_shares_and_results_are_stored(session, monkeypatch, capsys):
+    both, seen = threading.Barrier(2, timeout=30), []
+
+    def train_and_test(run, folder, study, environment, stop, follow):
+        both.wait()  # two at a time
+        seen.append(environment)
+        folder.mkdir(parents=True)
+        return result_of(30.0 + run.seed).model_copy(update=run.provenance(study).to_json())
+
+    monkeypatch.setattr(session_module, 'train_and_test', train_and_test)
+    made = session(teacher=None, seeds=[1, 2])
+    made.run()
+    printed = capsys.readouterr().out
+    assert '== final runs: 4 of 4 runs to do, 2 at once' in printed
+    assert re.search(r'\[4/4\] final .* mIoU; 0 min left', printed)
+    assert '== 4 of 4 runs finished: ' in printed
+    assert len(seen) == 4
+    assert all(environment['OMP_NUM_THREADS'] == str(made.threads) for environment in seen)
+    results = made.results()
+    assert [(run.method, run.seed, run.scores['val'].miou) for run in results.runs] == [
+        ('alone', 1, 31.0),
+        ('kd', 1, 31.0),
+        ('alone', 2, 32.0),
+        ('kd', 2, 32.0),
+    ]
+    assert json.loads((made.folder / 'results.json').read_text()) == json.loads(json.dumps(results.to_json()))
+    made.run()
+    assert 'to do' not in capsys.readouterr().out
+
+
+def test_a_run_that_fails_stops_the_others(session, monkeypatch):
+    started = threading.Event()
+
+    def train_and_test(run, folder, study, environment, stop, follow):
+        if run.method == 'alone':
+            assert started.wait(30)
+            raise ConfigError('broken')
+        started.set()
+        while not stop():
+            pass
+        raise session_module.StoppedError
+
+    monkeypatch.setattr(session_module, 'train_and_test', train_and_test)
+    made = session(teacher=None)
+    with pytest.raises(ConfigError, match='broken'):
+        made.run()
+    assert json.loads((made.folder / 'results.json').read_text())['runs'] == []
