@@ -9,6 +9,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['bdd_seg', 'bdd_seg.*']),
+    package_data={'bdd_seg.study': ['demo.yaml']},
     # Before 2.10 a crafted file could get past torch.load(weights_only=True): CVE-2025-32434, CVE-2026-24747.
     install_requires=['torch>=2.10', 'numpy', 'safetensors'],
     extras_require={

@@ -4,7 +4,7 @@ import pytest
 from helpers import CONFIGS
 from mmseg.registry import MODELS
 
-from bdd_seg.cli.train import HOOKS as TRAIN_HOOKS
+from bdd_seg.cli.steps import HOOKS
 from bdd_seg.runtime.upstream.configs import load_config
 
 PLAIN = sorted(path.name for path in (CONFIGS / 'pspnet').glob('*.py'))
@@ -17,6 +17,7 @@ METHODS = {  # folder: loss, lines at most
 DISTILLED = [
     f'{folder}/{path.name}' for folder in METHODS for path in sorted((CONFIGS / folder).glob('*.py'))
 ]
+TRAIN_HOOKS = HOOKS['train']
 SETTINGS = [
     'model',
     'optim_wrapper',

@@ -23,10 +23,10 @@ import bdd_seg.study
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.cli.scenes import draw
 from bdd_seg.errors import ConfigError
-from bdd_seg.runtime.guards.resume import latest_checkpoint
 from bdd_seg.runtime.upstream.atomic_files import write_json
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.configs import load_config
+from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 from bdd_seg.study.configs import reference_runs
 from bdd_seg.study.logs import seconds_per_iteration
 from bdd_seg.study.processes import interrupt_on_signals

@@ -8,10 +8,10 @@ from mmengine.config import Config
 from bdd_seg.cli.arguments import add_hooks, config_from, make_folder
 from bdd_seg.cli.config_check import check_config, check_datasets
 from bdd_seg.runtime.guards.data import check_data
-from bdd_seg.runtime.upstream.processes import join_processes
+from bdd_seg.runtime.upstream.processes import check_sync_bn, join_processes
 from bdd_seg.teachers.cached.pipeline import read_teacher_cache
 
-_HOOKS = {
+HOOKS = {
     'train': {
         'batch_norm': 'BatchNormHook',
         'checkpoint_fits': 'CheckpointFitsHook',
@@ -40,9 +40,11 @@ def prepare(
         ConfigError: The config cannot work.
     """
     cfg = config_from(args)
-    add_hooks(cfg, _HOOKS[mode])
+    add_hooks(cfg, HOOKS[mode])
     join_processes(cfg)
     check_config(cfg, mode)
+    if mode == 'train':
+        check_sync_bn(cfg)
     apply_flags(cfg, args)
     check_datasets(cfg, *_LOADERS[mode])
     if mode == 'train':

@@ -26,6 +26,9 @@ _COMMANDS = {
     'cache_teacher': 'cache',
     'make_street_scenes': 'scenes',
 }
+# -m alone puts the working directory first on the path, and a folder mmseg/ there would be imported.
+PYTHON = [sys.executable, *(['-P'] if sys.version_info >= (3, 11) else [])]
+
 _POLL_SECONDS = 0.2
 _NOTE_SECONDS = 10
 
@@ -41,7 +44,7 @@ def command_line(command: str, *arguments: object) -> list[str]:
         command: A module of ``bdd_seg.cli``, such as ``'train'``.
         arguments: Its arguments.
     """
-    return [sys.executable, '-m', f'bdd_seg.cli.{command}', *map(str, arguments)]
+    return [*PYTHON, '-m', f'bdd_seg.cli.{command}', *map(str, arguments)]
 
 
 def parse_command(text: str) -> list[str]:
@@ -104,7 +107,7 @@ def run_command(
     if note is not None:
         note.write(memory)
     if returncode:
-        name = line[2] if line[1] == '-m' else Path(line[1]).name
+        name = next(Path(word).name for word in line[1:] if not word.startswith('-'))
         raise ConfigError(f'{name} failed ({_reason(returncode, log)}); see {log}')
 
 

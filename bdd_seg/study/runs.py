@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 
-from bdd_seg.runtime.guards.resume import latest_checkpoint
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
+from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 from bdd_seg.study.configs import Run, class_iou_evaluator
 from bdd_seg.study.logs import read_log, read_scores, seconds_per_iteration
 from bdd_seg.study.processes import command_line, run_command

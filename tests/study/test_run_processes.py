@@ -13,6 +13,7 @@ from helpers import ROOT, study_file
 from bdd_seg.errors import ConfigError
 from bdd_seg.study import processes
 from bdd_seg.study.processes import (
+    PYTHON,
     ProgressLine,
     StoppedError,
     command_line,
@@ -109,7 +110,7 @@ def test_a_preparation_that_was_interrupted_is_not_done(tiny_configs, tmp_path):
 
 
 def test_commands_are_modules():
-    expected = [sys.executable, '-m', 'bdd_seg.cli.train', 'config.py', '--work-dir', 'a b']
+    expected = [*PYTHON, '-m', 'bdd_seg.cli.train', 'config.py', '--work-dir', 'a b']
     assert command_line('train', 'config.py', '--work-dir', Path('a b')) == expected
 
 
@@ -126,7 +127,17 @@ def test_commands_are_modules():
 )
 def test_commands_of_preparations(monkeypatch, tmp_path, text, expected):
     monkeypatch.chdir(tmp_path)
-    assert parse_command(text) == [sys.executable, *expected]
+    python = PYTHON if expected[0] == '-m' else [sys.executable]
+    assert parse_command(text) == [*python, *expected]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='Python 3.10 cannot leave the folder out')
+def test_a_folder_with_a_name_of_a_library_is_not_imported(monkeypatch, tmp_path):
+    (tmp_path / 'mmseg').mkdir()
+    (tmp_path / 'mmseg/__init__.py').write_text('raise RuntimeError')
+    monkeypatch.chdir(tmp_path)
+    run_command(command_line('train', '--help'), tmp_path / 'log', {}, lambda: False)
+    assert 'mixed precision' in (tmp_path / 'log').read_text()
 
 
 @pytest.mark.parametrize('command', ['train', 'test', 'demo', 'study', 'cache', 'scenes'])

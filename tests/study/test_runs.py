@@ -6,6 +6,7 @@ from helpers import study_file
 
 from bdd_seg.study import runs
 from bdd_seg.study.configs import make_run
+from bdd_seg.study.processes import PYTHON
 from bdd_seg.study.runs import train_and_test
 from bdd_seg.study.settings import load_study
 
@@ -19,4 +20,4 @@ def test_a_checkpoint_half_written_is_not_evaluated(tiny_configs, monkeypatch, t
     monkeypatch.setattr(runs, 'run_command', lambda line, *_: called.append(line) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_and_test(run, tmp_path, study, {}, lambda: False)
-    assert called[0][1:3] == ['-m', 'bdd_seg.cli.train']
+    assert called[0][len(PYTHON) :][:2] == ['-m', 'bdd_seg.cli.train']

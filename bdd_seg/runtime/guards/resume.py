@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.seeding import SeededDraws, loader_over, seed_step
 from bdd_seg.runtime.upstream.checkpoints import unsafe_reason
-from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint  # noqa: F401  until study/runs.py follows
 
 # The parts of a checkpoint that are large, and tensors only.
 _LARGE = {'state_dict', 'ema_state_dict', 'optimizer'}

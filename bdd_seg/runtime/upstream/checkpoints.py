@@ -35,6 +35,9 @@ AUXILIARY = 'auxiliary_head'
 
 NO_TENSOR = '_extra_state'  # torch's suffix for what modules save besides their weights
 
+# The first bytes of a file of torch before 1.6, which is no zip archive.
+_LEGACY = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+
 # What torch admits is one list for all threads: the first that has finished takes it from the others.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -149,6 +152,10 @@ def unsafe_reason(content: Any) -> str | None:
 
 def _unsafe_globals(file: Path | BinaryIO) -> str | None:
     """List what a refused file holds besides data, by name, or return None if it is no checkpoint at all."""
+    if isinstance(file, Path):
+        with file.open('rb') as opened:
+            if opened.read(len(_LEGACY)) == _LEGACY:
+                return 'a file of torch before 1.6'
     try:
         with _ONE_AT_A_TIME, torch.serialization.safe_globals(_runner_types()):
             found = torch.serialization.get_unsafe_globals_in_checkpoint(file)

@@ -7,12 +7,11 @@ Goes when: mmengine joins over gloo where there is no GPU, and torchrun's defaul
 """
 
 import os
-from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import get_world_size
 from torch import distributed
 
 from bdd_seg.errors import ConfigError
@@ -28,8 +27,7 @@ def join_processes(cfg: Config) -> None:
         cfg: The whole config. Its ``model_wrapper_cfg`` is changed in place.
 
     Raises:
-        ConfigError: torchrun would restart processes in a way in which they do not find each other, or the
-            model has a SyncBN, which has no CPU version.
+        ConfigError: torchrun would restart processes in a way in which they do not find each other.
     """
     restarts = int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0))
     if restarts and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
@@ -41,12 +39,6 @@ def join_processes(cfg: Config) -> None:
         return
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
     distributed.init_process_group('gloo', timeout=None if timeout is None else timedelta(seconds=timeout))
-    synchronised = [f'{key}.type=BN' for key, part in walk(cfg.get('model'), 'model') if _is_sync_bn(part)]
-    if distributed.get_world_size() > 1 and synchronised:
-        raise ConfigError(
-            'SyncBN works with GPUs only. On several CPU processes pass '
-            f'--cfg-options {" ".join(synchronised)}'
-        )
     cfg.model_wrapper_cfg = {  # the Runner's own, but for the devices
         'type': 'MMDistributedDataParallel',
         'broadcast_buffers': False,
@@ -56,5 +48,24 @@ def join_processes(cfg: Config) -> None:
     }
 
 
-def _is_sync_bn(settings: Mapping[str, Any]) -> bool:
-    return settings.get('type') in ('SyncBN', 'MMSyncBN')
+def check_sync_bn(cfg: Config) -> None:
+    """Check that a model which is trained by several processes without a GPU has no SyncBN.
+
+    Args:
+        cfg: The whole config.
+
+    Raises:
+        ConfigError: It has one. The message gives the options that replace it.
+    """
+    if get_device() != 'cpu' or get_world_size() == 1:
+        return
+    synchronised = [
+        f'{key}.type=BN'
+        for key, part in walk(cfg.model, 'model')
+        if part.get('type') in ('SyncBN', 'MMSyncBN')
+    ]
+    if synchronised:
+        raise ConfigError(
+            'SyncBN works with GPUs only. On several CPU processes pass '
+            f'--cfg-options {" ".join(synchronised)}'
+        )
