@@ -94,7 +94,7 @@ def _set_option(cfg: Config, key: str, value: Any) -> None:
     if first not in cfg and first not in KNOWN_KEYS:
         holders = [f'{name}.{key}' for name, part in cfg.items() if isinstance(part, dict) and first in part]
         hint = f' Did you mean {holders[0]}?' if holders else similar_to(first, {*cfg, *KNOWN_KEYS})
-        raise ConfigError(f'--cfg-options {key}: the config has no {first!r}, and nobody reads it.{hint}')
+        raise ConfigError(f'--cfg-options {key}: the config has no {first!r}, and nothing uses it.{hint}')
     try:
         cfg.merge_from_dict({key: value})
     except (AttributeError, KeyError, TypeError) as error:  # a list's position, a key below a number

@@ -13,8 +13,9 @@ from mmengine.runner import FlexibleRunner, Runner
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from bdd_seg.cli.parts import check_built, check_parts
+from bdd_seg.cli.parts import check_parts
 from bdd_seg.errors import ConfigError, similar_to
+from bdd_seg.runtime.guards.data import build_lazily
 from bdd_seg.runtime.upstream.configs import leaf_datasets
 
 # The keys that mmengine's Runner and the tools read: arguments of the Runner, and what is looked up by name.
@@ -83,7 +84,7 @@ def _check_unknown_keys(cfg: Config) -> None:
             continue
         similar = get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.9)
         if similar:
-            problem = f"nobody reads the config's {key}. Did you mean {similar[0]}?"
+            problem = f"the config's key {key} is not used. Did you mean {similar[0]}?"
             if cfg.get(similar[0]) is None:
                 advice = f'If it is a name of your own, take another, or pass --cfg-options {key}=None'
                 raise ConfigError(f'{problem} {advice}')
@@ -138,10 +139,11 @@ def _check_dataset(settings: dict[str, Any], where: str) -> None:
     kind = DATASETS.get(settings['type']) if isinstance(settings.get('type'), str) else None
     if kind is None or not issubclass(kind, BaseSegDataset):
         return
-    check_built(settings, where, DATASETS)
     advice = f'put the data set there, or pass --cfg-options {where}.data_root=FOLDER'
     try:
-        dataset = DATASETS.build({**settings, 'lazy_init': True, 'pipeline': []})
+        dataset = build_lazily(settings)
+        if dataset is None:
+            return
         samples = dataset.load_data_list()
     except FileNotFoundError as error:
         raise ConfigError(f'{where}: folder {str(error.filename)!r} does not exist; {advice}') from error

@@ -1,7 +1,6 @@
 """End a command with one line where its user can mend the cause."""
 
 import gc
-import inspect
 import os
 import pickle
 import sys
@@ -11,12 +10,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import distributed
-from torch._utils import ExceptionWrapper
 
 from bdd_seg.errors import ConfigError
-
-# Where torch raises anew what a process of a data loader has raised.
-_WORKER_ERRORS = str(inspect.getsourcefile(ExceptionWrapper))
 
 
 @contextmanager
@@ -47,21 +42,16 @@ def one_line_errors(if_interrupted: str = 'interrupted') -> Iterator[None]:
         # mmengine raises the TypeError of a hook anew, and hides where it comes from.
         error.__suppress_context__ = False
         traceback.print_exception(error)
-        sys.exit(f'error: {type(error).__name__}: {reason(error)}{_advice(error)}')
+        first_line = str(error).strip().partition('\n')[0]
+        sys.exit(f'error: {type(error).__name__}: {first_line}{_advice(error)}')
 
 
 def reason(error: BaseException) -> str:
-    """Return the message of an exception on one line.
-
-    An assertion without a message is told by its source, and an exception from a process of a data loader,
-    whose message is a whole traceback, by the last line of that.
-    """
+    """Return the message of an exception on one line; for an assertion without one, its line of source."""
     text = str(error).strip()
     raised_at = traceback.extract_tb(error.__traceback__)[-1:]
     if not text and isinstance(error, AssertionError) and raised_at and raised_at[0].line:
         return f'{raised_at[0].line} does not hold'
-    if text and raised_at and raised_at[0].filename == _WORKER_ERRORS:
-        text = text.splitlines()[-1]
     return ' '.join(text.split())
 
 

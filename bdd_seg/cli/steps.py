@@ -7,7 +7,8 @@ from mmengine.config import Config
 
 from bdd_seg.cli.arguments import add_hooks, config_from, make_folder
 from bdd_seg.cli.config_check import check_config, check_datasets
-from bdd_seg.runtime.guards.data import check_data
+from bdd_seg.distill.student import plain_model
+from bdd_seg.runtime.guards.data import LOADERS, check_data
 from bdd_seg.runtime.upstream.processes import check_sync_bn, join_processes
 from bdd_seg.teachers.cached.pipeline import read_teacher_cache
 
@@ -22,8 +23,6 @@ HOOKS = {
     'test': {'checkpoint_fits': 'CheckpointFitsHook'},
 }
 """Hooks that are added to ``default_hooks`` if they are not there."""
-
-_LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
 
 def prepare(
@@ -44,9 +43,9 @@ def prepare(
     join_processes(cfg)
     check_config(cfg, mode)
     if mode == 'train':
-        check_sync_bn(cfg)
+        check_sync_bn(plain_model(cfg.model))
     apply_flags(cfg, args)
-    check_datasets(cfg, *_LOADERS[mode])
+    check_datasets(cfg, *LOADERS[mode])
     if mode == 'train':
         read_teacher_cache(cfg)
     check_data(cfg, mode)  # after all other changes to the data pipelines

@@ -64,7 +64,7 @@ def enable_amp(cfg: Config) -> None:
     Raises:
         ConfigError: The config has another optimizer wrapper.
     """
-    kind = cfg.optim_wrapper.type
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     amp_wrappers = ('AmpOptimWrapper', 'BFloat16OptimWrapper')
     if kind in amp_wrappers:
         return

@@ -1,4 +1,4 @@
-"""The student that learns from a teacher: segmentors, taps, and the hooks of their losses."""
+"""Segmentors that learn from a teacher, taps into networks, and hooks of distillation losses."""
 
 from bdd_seg.distill.hooks import LossScheduleHook, LossStateHook
 from bdd_seg.distill.segmentor import CascadeSegDistiller, SegDistiller

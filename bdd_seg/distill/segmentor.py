@@ -1,7 +1,6 @@
 """Segmentors that learn from a teacher while they train, and are plain segmentors otherwise."""
 
 from collections.abc import Sequence
-from functools import cache, partial
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from mmseg.utils import SampleList
 from torch import Tensor, nn
 
 from bdd_seg.distill.settings import build, check_losses, checked_losses, checked_teacher
-from bdd_seg.distill.taps import Tap, default_tap
+from bdd_seg.distill.taps import Tap, check_taps, default_tap
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses.base import DistillLoss, Pair, align, resize_nearest
 
@@ -59,7 +58,7 @@ class SegDistiller(EncoderDecoder):
             self.distill_losses = _Losses(
                 build(loss, f'model.distill_losses.{i}') for i, loss in enumerate(losses)
             )
-        check_losses(self.distill_losses, teacher['type'] if self.teacher.gives_masks else None)
+        check_losses(self.distill_losses, self.teacher)
 
     def init_weights(self) -> None:
         """Initialise the student as it would be alone, then build the teacher."""
@@ -93,13 +92,14 @@ class SegDistiller(EncoderDecoder):
             losses[f'distill.{loss.loss_name}'] = value
         if self.out_channels > 1 and logits_tap in answer.maps:
             logits, ignore_index = answer.maps[logits_tap], _last(self.decode_head).ignore_index
-            label = batch.label_at(tuple(logits.shape[2:]))
-            losses['distill.teacher_acc'] = self.teacher.accuracy(logits, label, ignore_index)
+            losses['distill.teacher_acc'] = self.teacher.accuracy(
+                logits, batch.label_at(logits), ignore_index
+            )
         return losses
 
     def _require_teacher(self) -> None:
         if not self.teacher.is_built:
-            Tap(self, [student_tap for student_tap, _ in self._taps])  # raises where a name is wrong
+            check_taps(self, [student_tap for student_tap, _ in self._taps])
             self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
 
 
@@ -118,8 +118,15 @@ class _Batch:
         self.answer = answer
         self.align_corners = align_corners
         self.seg_label = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
-        self.label_at = cache(partial(resize_nearest, self.seg_label))  # (H, W) → (N, H, W)
-        self.pair = cache(self._align)  # names of both taps → Pair
+        self._labels: dict[tuple[int, ...], Tensor] = {}  # (H, W) → (N, H, W)
+        self._pairs: dict[tuple[str, str], Pair] = {}  # names of both taps → pair
+
+    def label_at(self, output: Tensor) -> Tensor:
+        """Return the labels (N, H, W) at the size of a map (N, C, H, W)."""
+        size = tuple(output.shape[2:])
+        if size not in self._labels:
+            self._labels[size] = resize_nearest(self.seg_label, size)
+        return self._labels[size]
 
     def compare(self, loss: nn.Module, student_tap: str, teacher_tap: str) -> Tensor:
         """Return the value of a loss, a scalar.
@@ -128,36 +135,41 @@ class _Batch:
             ConfigError: The loss refuses the maps with a ``ValueError``.
         """
         student, teacher = self.student_maps[student_tap], self.answer.maps[teacher_tap]
+        known: Tensor | None = self.answer.known.get(teacher_tap)
+        label: Tensor | None = self.seg_label
         try:
-            if isinstance(loss, DistillLoss):
-                return loss.weighted(self.pair(student_tap, teacher_tap))
-            known = self.answer.known.get(teacher_tap)
+            if isinstance(loss, DistillLoss):  # other modules get the maps as they are
+                pair = self._aligned(student_tap, teacher_tap)
+                student, teacher, label, known = pair.student, pair.teacher, pair.label, pair.mask
             mask = {} if known is None else {'mask': known}
-            return loss(student, teacher, seg_label=self.seg_label, align_corners=self.align_corners, **mask)
+            return loss(student, teacher, seg_label=label, align_corners=self.align_corners, **mask)
         except ValueError as error:
             raise ConfigError(
                 f'{loss.loss_name}: student {student_tap!r} {tuple(student.shape)} against '
                 f'teacher {teacher_tap!r} {tuple(teacher.shape)}: {error}'
             ) from error
 
-    def _align(self, student_tap: str, teacher_tap: str) -> Pair:
-        student = self.student_maps[student_tap]
-        label = self.label_at(tuple(student.shape[2:]))
-        known = self.answer.known.get(teacher_tap)
-        return align(student, self.answer.maps[teacher_tap], label, self.align_corners, known)
+    def _aligned(self, student_tap: str, teacher_tap: str) -> Pair:
+        taps = student_tap, teacher_tap
+        if taps not in self._pairs:
+            student, teacher = self.student_maps[student_tap], self.answer.maps[teacher_tap]
+            known = self.answer.known.get(teacher_tap)
+            self._pairs[taps] = align(student, teacher, self.label_at(student), self.align_corners, known)
+        return self._pairs[taps]
 
 
 class _Losses(nn.ModuleList):
     """Modules that train with the model and are no part of its state.
 
-    The student alone is saved, and a student's checkpoint lacks nothing.
+    Only the student is saved, and a student's checkpoint loads strictly: to ``load_state_dict`` each loss
+    reports its own current weights as those of the checkpoint.
     """
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
         return {} if destination is None else destination
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, loss in self.named_children():  # each gets what it has
+        for name, loss in self.named_children():
             loss.state_dict(destination=state_dict, prefix=f'{prefix}{name}.')
         super()._load_from_state_dict(state_dict, prefix, *args)
 

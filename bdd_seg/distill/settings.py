@@ -57,15 +57,16 @@ def build(settings: dict[str, Any], key: str) -> Any:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f'{key} ({settings["type"]}): {error}') from error
+        kind = settings['type']
+        raise ConfigError(f'{key} ({getattr(kind, "__name__", kind)}): {error}') from error
 
 
-def check_losses(losses: Iterable[nn.Module], masks: str | None) -> None:
+def check_losses(losses: Iterable[nn.Module], teacher: Any) -> None:
     """Check that losses can be logged and called.
 
     Args:
         losses: The distillation losses.
-        masks: Type of the teacher if its answers may be unknown somewhere, else None.
+        teacher: Their teacher, whose answers may be unknown somewhere.
 
     Raises:
         ConfigError: A ``loss_name`` does not contain ``loss`` or is not unique, or a loss takes no mask.
@@ -79,10 +80,10 @@ def check_losses(losses: Iterable[nn.Module], masks: str | None) -> None:
                 f"{kind} needs a loss_name that contains 'loss', or mmengine leaves it out of the total; "
                 f'got {name!r}'
             )
-        if masks is not None and not isinstance(loss, DistillLoss) and not _takes_mask(loss):
+        if teacher.gives_masks and not isinstance(loss, DistillLoss) and not _takes_mask(loss):
             raise ConfigError(
-                f'{kind}.forward takes no mask, which says where the {masks} knows an answer. Give it that '
-                'argument, or use a live teacher'
+                f'{kind}.forward takes no mask, which says where the {type(teacher).__name__} knows '
+                'an answer. Give it that argument, or use a live teacher'
             )
     if len(set(names)) < len(names):
         raise ConfigError(f'each of distill_losses needs a loss_name of its own, got {names}')

@@ -36,12 +36,7 @@ class Tap:
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self._model = model
-        modules = dict(model.named_modules())
-        self._modules: dict[str, nn.Module] = {}
-        for name in names:
-            if name not in modules:
-                raise ConfigError(self._explain(name, 'names no module'))
-            self._modules[name] = modules[name]
+        self._modules = check_taps(model, names)
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> dict[str, Tensor]:
@@ -66,23 +61,33 @@ class Tap:
             return
         for name in self._modules:
             if name not in self._outputs:
-                raise ConfigError(
-                    self._explain(
-                        name, 'did not run (mmseg calls the forward of heads directly; tap a layer)'
-                    )
-                )
+                problem = 'did not run (mmseg calls the forward of heads directly; tap a layer)'
+                raise _tap_error(self._model, name, problem)
             if not isinstance(self._outputs[name], Tensor):
                 kind = type(self._outputs[name]).__name__
-                raise ConfigError(self._explain(name, f'puts out a {kind}, not one tensor'))
+                raise _tap_error(self._model, name, f'puts out a {kind}, not one tensor')
             if name in self._versions and self._outputs[name]._version != self._versions[name]:
                 problem = 'puts out a tensor that is then changed in place; tap the layer that changes it'
-                raise ConfigError(self._explain(name, problem))
+                raise _tap_error(self._model, name, problem)
 
-    def _explain(self, name: str, problem: str) -> str:
-        model = type(self._model).__name__
-        return (
-            f'tap {name!r} {problem} in {model}. Names nearby: {", ".join(nearby_modules(self._model, name))}'
-        )
+
+def check_taps(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the modules of these dotted names.
+
+    Raises:
+        ConfigError: A name that is no module of the network. The message lists names nearby.
+    """
+    modules, found = dict(model.named_modules()), {}
+    for name in names:
+        if name not in modules:
+            raise _tap_error(model, name, 'names no module')
+        found[name] = modules[name]
+    return found
+
+
+def _tap_error(model: nn.Module, name: str, problem: str) -> ConfigError:
+    nearby = ', '.join(nearby_modules(model, name))
+    return ConfigError(f'tap {name!r} {problem} in {type(model).__name__}. Names nearby: {nearby}')
 
 
 def nearby_modules(model: nn.Module, name: str, count: int = 6) -> list[str]:

@@ -1,4 +1,4 @@
-"""Distillation losses and their mathematics. ``divergences`` has the formulas, one file each the methods."""
+"""Distillation losses, one file for each method. ``divergences`` has the formulas of those with a KL."""
 
 from bdd_seg.losses.base import DistillLoss, Pair
 from bdd_seg.losses.bdd import BDDLoss

@@ -1,6 +1,6 @@
 """The base class of distillation losses, and the pair of maps that they compare."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,7 +38,7 @@ class Pair:
             ValueError: The pair has no labels.
         """
         if self.label is None:
-            raise ValueError('mask_ignored=True needs the labels: call with seg_label')
+            raise ValueError('mask_ignored=True needs labels, and the batch has none (seg_label)')
         labelled = self.label != ignore_index
         return replace(self, mask=labelled if self.mask is None else self.mask & labelled)
 
@@ -52,7 +52,7 @@ def align(
 ) -> Pair:
     """Bring a teacher's map, its mask and the labels to the student's grid and to float32.
 
-    What is on that grid already is not copied.
+    Maps that are on that grid and in float32 are not copied, so that aligning twice costs nothing.
 
     Args:
         student: (N, C_s, H, W), any floating dtype.
@@ -79,7 +79,7 @@ def align(
         seg_label = resize_nearest(seg_label, size).long()
     if mask is not None:
         mask = resize_nearest(mask, size)
-        teacher = teacher.masked_fill(~mask[:, None], 0)  # no gradient is to meet what may be NaN there
+        teacher = teacher.masked_fill(~mask[:, None], 0)  # a NaN there would make gradients NaN
     return Pair(student.to(dtype), teacher, seg_label, mask)
 
 
@@ -90,7 +90,7 @@ def resize_nearest(values: Tensor, size: tuple[int, ...]) -> Tensor:
     return resize(values[:, None].float(), size, mode='nearest')[:, 0].to(values.dtype)
 
 
-class DistillLoss(nn.Module):
+class DistillLoss(nn.Module, ABC):
     """A loss between one student map and one teacher map; a method writes :meth:`compare` alone.
 
     Args:
@@ -137,10 +137,7 @@ class DistillLoss(nn.Module):
         Raises:
             ValueError: Shapes that do not fit, or ``mask_ignored`` without labels.
         """
-        return self.weighted(align(student, teacher, seg_label, align_corners, mask))
-
-    def weighted(self, pair: Pair) -> Tensor:
-        """Return the weighted loss of maps that are aligned already, as several losses may share them."""
+        pair = align(student, teacher, seg_label, align_corners, mask)
         if self.mask_ignored:
             pair = pair.without(self.ignore_index)
         with torch.autocast(pair.student.device.type, enabled=False):

@@ -32,10 +32,10 @@ def balance_divergence(
 ) -> Tensor:
     """Return the weighted sum of the forward and the reverse KL divergence, ``α·FKL(τ_f) + β·RKL(τ_r)``.
 
-    P is the teacher's softened softmax, Q the student's. The mean is over distributions: N·H·W of size
-    C in the pixel domain, N·C of size H·W in the channel domain. Computed in float32 (float64 for
-    float64 input). The gradient is the closed form, worked out in the forward pass block by block: besides
-    both inputs one tensor of the student's size is kept for the backward pass, and no softmax.
+    P is the teacher's softened softmax, Q the student's. The mean is over distributions: N·H·W of size C in
+    the pixel domain, N·C of size H·W in the channel domain. Computed in float32 (float64 for float64 input).
+    The gradient is the closed form, computed in the forward pass block by block. Besides both inputs one
+    tensor of the student's size is kept for the backward pass, and no softmax.
 
     With D distributions no element of the gradient exceeds (α·τ_f + β·S/4)/D, where S is the spread of
     ``student_logits - teacher_logits``: at logits up to 6e4 float16 holds it for α = β = 1. Where a weight

@@ -1,7 +1,5 @@
 """Classical knowledge distillation (KD) of logits, https://arxiv.org/abs/1503.02531."""
 
-from typing import Any
-
 from mmseg.registry import MODELS
 
 from bdd_seg.losses.bdd import BDDLoss
@@ -11,8 +9,8 @@ from bdd_seg.losses.bdd import BDDLoss
 class KDLoss(BDDLoss):
     """KL between the softened class distributions of each position: ``τ² · mean over N·H·W of KL(p‖q)``.
 
-    P is the teacher's distribution, Q the student's. With ``reverse_weight`` above 0 the balanced divergence
-    of BDD stands in the place of the KL.
+    P is the teacher's distribution, Q the student's. ``reverse_weight`` adds KL(Q‖P), which makes it the
+    balanced divergence of BDD.
 
     Args:
         tau: τ, the temperature of KL(teacher‖student), > 0.
@@ -21,7 +19,8 @@ class KDLoss(BDDLoss):
         tau_reverse: Temperature of KL(student‖teacher), that of the forward term by default.
         loss_weight: Weight of the whole.
         loss_name: Name in the log, after the prefix ``distill.``. Must contain ``loss``.
-        **masking: ``mask_ignored`` and ``ignore_index`` of :class:`~bdd_seg.losses.BDDLoss`.
+        mask_ignored: Whether to leave out pixels labelled ``ignore_index``.
+        ignore_index: The label of ignored pixels.
 
     Raises:
         ValueError: A temperature that is not positive, or a weight that is no number.
@@ -35,7 +34,8 @@ class KDLoss(BDDLoss):
         tau_reverse: float | None = None,
         loss_weight: float = 1.0,
         loss_name: str = 'loss_kd',
-        **masking: Any,
+        mask_ignored: bool = False,
+        ignore_index: int = 255,
     ) -> None:
         super().__init__(
             domain='pixel',
@@ -45,5 +45,6 @@ class KDLoss(BDDLoss):
             reverse_weight=reverse_weight,
             loss_weight=loss_weight,
             loss_name=loss_name,
-            **masking,
+            mask_ignored=mask_ignored,
+            ignore_index=ignore_index,
         )

@@ -26,7 +26,8 @@ _COMMANDS = {
     'cache_teacher': 'cache',
     'make_street_scenes': 'scenes',
 }
-# -m alone puts the working directory first on the path, and a folder mmseg/ there would be imported.
+# -m puts the working directory first on the path, and a folder mmseg/ there would be imported. -P leaves it
+# out; Python 3.10 has no such option.
 PYTHON = [sys.executable, *(['-P'] if sys.version_info >= (3, 11) else [])]
 
 _POLL_SECONDS = 0.2

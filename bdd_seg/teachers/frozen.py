@@ -1,4 +1,4 @@
-"""Any network, made cheap to ask."""
+"""Run any network for its outputs alone, at the lowest cost that leaves them the same."""
 
 import copy
 import logging
@@ -11,7 +11,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from bdd_seg.distill.taps import Tap
+from bdd_seg.distill.taps import Tap, check_taps
 
 PRECISIONS = {None: None, 'bf16': torch.bfloat16}
 """Values of ``precision`` → dtype of autocast and weights."""
@@ -22,10 +22,11 @@ _FOLDING_TOLERANCE = 0.01
 
 
 class FrozenModule:
-    """A network that only answers, as cheaply as gives the same answers to rounding.
+    """A network that is run for its outputs alone.
 
     It runs in eval and inference mode, with BatchNorm folded into the convolutions and memory laid out
-    channels-last. The network gets there with the first inputs, whose device and dtype it follows.
+    channels-last. The outputs are the same to rounding. The first inputs trigger the folding; the network
+    follows the inputs to their device and dtype.
 
     Args:
         model: The network.
@@ -52,7 +53,7 @@ class FrozenModule:
         self.taps = sorted(taps)
         self.precision = precision
         self.compile = compile
-        Tap(model, self.taps)
+        check_taps(model, self.taps)
         self._forward = forward
         self._run: Callable[[Tensor], dict[str, Tensor]] = self._tapped
         self._is_ready = False

@@ -118,7 +118,6 @@ class MMSegTeacher(Teacher):
         self.network = FrozenModule(model, wanted, _tensor_mode, self.precision, self.compile)
         same = same_input(student.data_preprocessor, model.data_preprocessor)
         self._student_preprocessor = None if same else student.data_preprocessor
-        self._data_checked = False
 
     def __call__(self, inputs: Tensor, data_samples: SampleList | None = None) -> Answer:
         """Answer with the outputs of the tapped modules, known everywhere.

@@ -141,7 +141,7 @@ def test_a_key_that_resembles_another_causes_a_warning(monkeypatch):
     folder = Path(mmseg.__file__).parent / '.mim/configs'
     mistaken = load_config(folder / 'bisenetv2/bisenetv2_fcn_4xb4-ohem-160k_cityscapes-1024x1024.py')
     check_config(mistaken, 'train')
-    assert said == ["nobody reads the config's models. Did you mean model?"]
+    assert said == ["the config's key models is not used. Did you mean model?"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def fail(error: BaseException) -> None:
         ),
         (KeyboardInterrupt(), 'interrupted; go on', False),
         (KeyError('LOUD'), "error: KeyError: 'LOUD'", True),
-        (RuntimeError('one\n  two'), 'error: RuntimeError: one two', True),
+        (RuntimeError('one\n  two'), 'error: RuntimeError: one', True),
         (
             torch.OutOfMemoryError('no memory'),
             'error: OutOfMemoryError: no memory. Lower the batch_size',
@@ -68,11 +68,11 @@ class Numbers(Dataset):
         return {}[i]
 
 
-def test_the_last_line_of_an_error_in_a_data_loaders_process(capsys, monkeypatch):
+def test_the_first_line_of_an_error_in_a_data_loaders_process(capsys, monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     with pytest.raises(SystemExit) as ended, one_line_errors():
         next(iter(DataLoader(Numbers(), num_workers=1)))
-    assert ended.value.code == 'error: KeyError: KeyError: 0'
+    assert ended.value.code == 'error: KeyError: Caught KeyError in DataLoader worker process 0.'
     assert 'return {}[i]' in capsys.readouterr().err
 
 

@@ -112,10 +112,17 @@ def test_two_processes_train_one_student(tiny_configs, tmp_path):
     # SyncBN has no CPU version
     batch_norm = [f'model.{part}.norm_cfg.type=BN' for part in ('backbone', 'decode_head', 'auxiliary_head')]
     run(
-        TRAIN, tiny_configs['distilled'], '--work-dir', tmp_path / 'run', '--launcher', 'pytorch',
-        '--cfg-options', *batch_norm, 'train_cfg.max_iters=2',
+        TRAIN,
+        tiny_configs['distilled'],
+        '--work-dir',
+        tmp_path / 'run',
+        '--launcher',
+        'pytorch',
+        '--cfg-options',
+        *batch_norm,
+        'train_cfg.max_iters=2',
         launcher=['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'],
-    )  # fmt: skip
+    )
     assert [record['step'] for record in logged(tmp_path / 'run')] == [1, 2]
     checkpoint = weights(tmp_path / 'run/iter_2.pth')
     assert checkpoint.keys() == build(tiny_configs['student']).state_dict().keys()
@@ -172,13 +179,15 @@ def test_wrong_arguments_end_in_one_line(monkeypatch, tiny_configs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'tool', ['train.py', 'test.py', 'demo.py', 'make_street_scenes.py', 'cache_teacher.py', 'benchmark.py']
+    'tool', ['train.py', 'test.py', 'demo.py', 'make_street_scenes.py', 'cache_teacher.py', 'study.py']
 )
 def test_a_python_without_mmseg_is_told_what_to_install(tool):
     done = subprocess.run(
-        [sys.executable, '-S', ROOT / 'tools' / tool, '--help'], capture_output=True, text=True,
+        [sys.executable, '-S', ROOT / 'tools' / tool, '--help'],
+        capture_output=True,
+        text=True,
         env={'PYTHONPATH': str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 1
     assert 'ImportError: mmseg is not installed' in done.stderr
     assert done.stderr.rstrip().endswith('pip install -c constraints.txt -e ".[mmseg]"')
@@ -199,10 +208,12 @@ def test_flags_are_mmsegs(monkeypatch, capsys, name):
 
 
 def test_hooks_are_added_once_and_may_be_given_arguments_or_left_out():
-    cfg = Config({
-        'default_hooks': {'finite': {'max_skips': 2}, 'loss_state': None},
-        'custom_hooks': [{'type': 'mmseg.ExactResumeHook'}],
-    })  # fmt: skip
+    cfg = Config(
+        {
+            'default_hooks': {'finite': {'max_skips': 2}, 'loss_state': None},
+            'custom_hooks': [{'type': 'mmseg.ExactResumeHook'}],
+        }
+    )
     add_hooks(
         cfg, {'finite': 'FiniteLossHook', 'loss_state': 'LossStateHook', 'exact_resume': 'ExactResumeHook'}
     )

@@ -1,5 +1,7 @@
 import copy
+import gc
 import re
+import weakref
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from mmengine.runner.checkpoint import load_state_dict
 from mmseg.registry import MODELS
 from torch import nn
 
+from bdd_seg.distill import segmentor
 from bdd_seg.distill.segmentor import CascadeSegDistiller, SegDistiller
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses import BDDLoss
+from bdd_seg.losses.base import align
 
 OPTIMIZER = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}
 FEATURES = {
@@ -113,6 +117,37 @@ def test_a_step_adds_the_named_loss_and_moves_the_student_alone(pair, batch):
     assert not same_weights(student, distilled)
     after = distilled.teacher.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_maps_of_a_batch_are_freed_with_its_losses(tiny_configs, batch):
+    model = build(tiny_configs['distilled'], distill_losses=[{'type': 'BDDLoss'}, {'type': 'KDLoss'}])
+    model.teacher(batch[0])
+    gc.collect()
+    gc.disable()
+    try:
+        kept = [weakref.ref(one) for one in kept_by(model, batch)]
+        assert [one() for one in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+def kept_by(model, batch):
+    """The teacher's maps and the labels of a step, which is over when this returns."""
+    seen = []
+    model.teacher.accuracy = lambda logits, label, ignore_index: seen.extend([logits, label]) or label.sum()
+    model.loss(*batch)
+    found = list(seen)
+    seen.clear()
+    return found
+
+
+def test_losses_on_the_same_maps_share_their_alignment(tiny_configs, batch, monkeypatch):
+    calls = []
+    monkeypatch.setattr(segmentor, 'align', lambda *args: calls.append(args) or align(*args))
+    losses = [{'type': 'BDDLoss'}, {'type': 'KDLoss'}, {**FEATURES}]
+    log = step(build(tiny_configs['distilled'], distill_losses=losses), batch)
+    assert len(calls) == 2
+    assert {'distill.loss_bdd', 'distill.loss_kd', 'distill.loss_feature'} <= log.keys()
 
 
 def test_the_loss_is_that_of_both_networks_logits(pair, batch):

@@ -116,6 +116,14 @@ def test_settings_are_checked_for_every_method(settings, expected):
         Recorder(**settings)
 
 
+def test_a_method_must_compare():
+    class Incomplete(DistillLoss):
+        pass
+
+    with pytest.raises(TypeError, match='compare'):
+        Incomplete()
+
+
 def test_maps_that_cannot_be_aligned():
     with pytest.raises(
         ValueError, match=r'teacher must be \(N, C, H, W\) with N = 2, got shape \(3, 1, 2, 2'

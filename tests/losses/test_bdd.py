@@ -103,7 +103,7 @@ def test_wrong_settings():
         BDDLoss(domain='space')
     with pytest.raises(ValueError, match='tau_reverse must be a positive number'):
         BDDLoss(tau_reverse=0)
-    with pytest.raises(ValueError, match='needs the labels'):
+    with pytest.raises(ValueError, match='needs labels'):
         BDDLoss(mask_ignored=True)(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
     with pytest.raises(ValueError, match='same channels, which for logits are the classes; got 2 and 3'):
         BDDLoss()(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 6, 6))

@@ -38,3 +38,5 @@ def test_the_balanced_divergence_drops_in(logits, method, domain):
     assert method(tau=2.0).tau_reverse == 2.0
     label = torch.full((2, 6, 8), 255)
     assert method(mask_ignored=True)(*logits, label).item() == 0
+    with pytest.raises(TypeError, match='tau_forward'):
+        method(tau_forward=2.0)

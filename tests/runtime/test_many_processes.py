@@ -7,6 +7,10 @@ from many_processes import TEST, TRAIN, failure, job, relative_errors, torchrun,
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from bdd_seg.distill.student import plain_model
+from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.processes import check_sync_bn
+
 RUNS = [
     ('channel', 'float32', 0.0),
     ('channel', 'float64', 0.0),
@@ -73,3 +77,17 @@ def test_a_restart_that_fails_is_refused_before_anything_starts(tiny_configs, mo
         assert message.startswith(
             'error: --max-restarts=2: restarted processes would look for those that died'
         )
+
+
+@pytest.mark.parametrize('norm, refused', [('SyncBN', True), ('BN', False)])
+def test_sync_bn_needs_gpus_where_it_trains(monkeypatch, norm, refused):
+    monkeypatch.setattr('bdd_seg.runtime.upstream.processes.get_device', lambda: 'cpu')
+    monkeypatch.setattr('bdd_seg.runtime.upstream.processes.get_world_size', lambda: 2)
+    model = {'backbone': {'norm_cfg': {'type': norm}}, 'decode_head': [{'norm_cfg': {'type': 'BN'}}]}
+    if refused:
+        with pytest.raises(ConfigError, match='--cfg-options model.backbone.norm_cfg.type=BN$'):
+            check_sync_bn(model)
+    else:
+        check_sync_bn(model)
+    teacher = {'type': 'SegDistiller', 'teacher': {'config': model}, 'distill_losses': []}
+    check_sync_bn(plain_model(teacher))

@@ -4,11 +4,19 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmcv.transforms import LoadAnnotations, LoadImageFromFile
+from mmcv.transforms import (
+    Compose,
+    KeyMapper,
+    LoadAnnotations,
+    LoadImageFromFile,
+    RandomApply,
+    RandomChoice,
+    TestTimeAug,
+)
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import Registry
-from mmseg.datasets.transforms import Albu, RandomCrop
+from mmseg.datasets.transforms import RandomCrop
 from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
@@ -17,9 +25,13 @@ from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards import checked_transforms  # noqa: F401  registers what this module writes
 from bdd_seg.runtime.upstream.configs import leaf_datasets
 
-_LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
+LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
 _WRAPPERS = ('CheckedLoading', 'CheckedCrop')
+
+# Transforms that hold others of the same registry: mmcv's, and this package's.
+_NESTING = (Compose, KeyMapper, RandomApply, RandomChoice, TestTimeAug)
+_FOLLOWERS = ('FollowGeometry', 'ReadTeacherCache')
 
 
 def check_data(cfg: Config, mode: str) -> None:
@@ -32,8 +44,8 @@ def check_data(cfg: Config, mode: str) -> None:
     ``IoUMetric``.
 
     Calling it again replaces the checks, so that a config dumped by an earlier run may be given. With
-    ``check_data = False`` in the config they are taken out. Only this package's tools call this function:
-    mmseg's own tools check nothing.
+    ``check_data = False`` in the config they are taken out. ``tools/train.py`` and ``tools/test.py`` call
+    this function; mmseg's own tools do not, and check nothing.
 
     Args:
         cfg: The whole config, changed in place. Nothing else that changes its pipelines may come later.
@@ -46,13 +58,15 @@ def check_data(cfg: Config, mode: str) -> None:
             where training crops both, where the data pipeline ends, or where mmseg evaluates.
     """
     wanted = cfg.get('check_data', True)
-    for key in _LOADERS[mode]:
+    for key in LOADERS[mode]:
         if cfg.get(key) is None:
             continue
         dataset = cfg[key].dataset
         labels = _label_check(cfg, key, dataset) if wanted else None
         for settings, _ in leaf_datasets(dataset, f'{key}.dataset'):
-            pipeline = settings.get('pipeline', [])
+            if 'pipeline' not in settings:  # its class may have one by default
+                continue
+            pipeline = settings['pipeline']
             if wanted:
                 settings['pipeline'] = [*name_files(pipeline), *([] if labels is None else [labels])]
             else:
@@ -92,9 +106,10 @@ def _with_checks(value: Any) -> Any:
         return {'type': 'CheckedLoading', 'transform': value}
     if issubclass(kind, RandomCrop):
         return {'type': 'CheckedCrop', 'transform': value}
-    if issubclass(kind, Albu):  # the names within are those of albumentations, which has a RandomCrop, too
-        return value
-    return {key: _with_checks(item) for key, item in value.items()}
+    # Other classes may build what they hold from another library, which has a RandomCrop, too.
+    if issubclass(kind, _NESTING) or _name(value) in _FOLLOWERS:
+        return {key: _with_checks(item) for key, item in value.items()}
+    return value
 
 
 def _label_check(cfg: Config, key: str, dataset: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -170,6 +185,14 @@ def _metrics(evaluator: Any) -> Iterator[Any]:
         yield evaluator
 
 
+def build_lazily(settings: Mapping[str, Any]) -> BaseDataset | None:
+    """Build a data set without reading it; return None if its class does not take ``lazy_init``."""
+    try:
+        return DATASETS.build({**settings, 'lazy_init': True, 'pipeline': []})
+    except TypeError:
+        return None
+
+
 def _number_of_classes(dataset: Mapping[str, Any]) -> int | None:
     """Return the number of classes of a data set, of the first one if it wraps several."""
     settings, _ = next(leaf_datasets(dict(dataset), ''))
@@ -177,8 +200,8 @@ def _number_of_classes(dataset: Mapping[str, Any]) -> int | None:
     if kind is None:
         return None
     if issubclass(kind, BaseDataset):  # its classes may depend on any of its settings
-        built = DATASETS.build({**settings, 'lazy_init': True, 'pipeline': []})
-        classes = built.metainfo.get('classes')
+        built = build_lazily(settings)
+        classes = None if built is None else built.metainfo.get('classes')
     else:
         classes = getattr(kind, 'METAINFO', {}).get('classes')
     return None if classes is None else len(classes)

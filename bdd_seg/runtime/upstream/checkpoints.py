@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from bdd_seg.errors import ConfigError
 
 AUXILIARY = 'auxiliary_head'
-"""Serves a network's own training only: what infers needs no weights for it, and may be given some."""
+"""A module that serves training only. Inference needs no weights for it, and ignores those it is given."""
 
 NO_TENSOR = '_extra_state'  # torch's suffix for what modules save besides their weights
 

@@ -7,7 +7,9 @@ Goes when: mmengine joins over gloo where there is no GPU, and torchrun's defaul
 """
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -48,11 +50,11 @@ def join_processes(cfg: Config) -> None:
     }
 
 
-def check_sync_bn(cfg: Config) -> None:
+def check_sync_bn(model: Mapping[str, Any]) -> None:
     """Check that a model which is trained by several processes without a GPU has no SyncBN.
 
     Args:
-        cfg: The whole config.
+        model: The model's settings, without a teacher, which trains nothing.
 
     Raises:
         ConfigError: It has one. The message gives the options that replace it.
@@ -60,9 +62,7 @@ def check_sync_bn(cfg: Config) -> None:
     if get_device() != 'cpu' or get_world_size() == 1:
         return
     synchronised = [
-        f'{key}.type=BN'
-        for key, part in walk(cfg.model, 'model')
-        if part.get('type') in ('SyncBN', 'MMSyncBN')
+        f'{key}.type=BN' for key, part in walk(model, 'model') if part.get('type') in ('SyncBN', 'MMSyncBN')
     ]
     if synchronised:
         raise ConfigError(

@@ -102,6 +102,7 @@ def _step(
     results: dict,
 ) -> np.ndarray:
     """Return the (3, 3) matrix of one transform, from image, labels and coordinates before and after."""
+    name = type(getattr(transform, 'wrapped', transform)).__name__  # a check may stand around it
     new_image: np.ndarray = results['img']
     new_labels: np.ndarray | None = results.get('gt_seg_map')
     if new_image is image:
@@ -118,13 +119,13 @@ def _step(
             return np.eye(3)  # padded on the right and at the bottom
     if untouched or moved[0].shape != new_image.shape[:2]:
         raise ConfigError(
-            f'{type(transform).__name__} moves the image but not all maps in seg_fields, so that cached '
+            f'{name} moves the image but not all maps in seg_fields, so that cached '
             "outputs of a teacher cannot follow it. Use mmseg's own transform, or a live teacher"
         )
     matrix = fit_matrix(*moved, image, new_image)
     if matrix is None:
         raise ConfigError(
-            f'{type(transform).__name__} does more than an affine map, which cached outputs of a teacher '
+            f'{name} does more than an affine map, which cached outputs of a teacher '
             'cannot follow. Use a live teacher'
         )
     return matrix

@@ -84,7 +84,12 @@ def read_teacher_cache(cfg: Config) -> None:
     wanted = {loss.get('teacher_tap') or manifest.logits_tap for loss in cfg.model.get('distill_losses', [])}
     taps = sorted((wanted | {manifest.logits_tap}) & manifest.strides.keys())
     for settings, _ in leaf_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):
-        pipeline = settings.get('pipeline', [])
+        pipeline = settings.get('pipeline')
+        if pipeline is None:
+            raise ConfigError(
+                'a training data set gives no pipeline, which brings the cached outputs along. Give it one, '
+                'or use a live teacher'
+            )
         if pipeline and pipeline[0]['type'] == 'ReadTeacherCache':  # the config that an earlier run dumped
             pipeline = pipeline[0]['transforms']
         settings['pipeline'] = [dict(type='ReadTeacherCache', cache=cache, taps=taps, transforms=pipeline)]

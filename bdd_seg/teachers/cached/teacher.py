@@ -75,14 +75,13 @@ class CachedTeacher(Teacher):
         self.taps = wanted
         self.logits_tap = manifest.logits_tap
         self.class_names = None if manifest.class_names is None else tuple(manifest.class_names)
-        self._data_checked = False
 
     def __call__(self, inputs: Tensor, data_samples: SampleList) -> Answer:
         """Answer with the cached outputs, resampled to the crops.
 
         Args:
             inputs: (N, 3, H, W), for the size of the crops and the device.
-            data_samples: N samples of a :class:`~bdd_seg.datasets.ReadTeacherCache` pipeline.
+            data_samples: N samples of a :class:`~bdd_seg.teachers.cached.ReadTeacherCache` pipeline.
 
         Raises:
             ConfigError: The samples bring no outputs of this cache.

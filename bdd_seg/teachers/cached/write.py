@@ -22,6 +22,7 @@ from bdd_seg.runtime.guards.data import name_files, without_checks
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.runtime.upstream.configs import leaf_datasets
 from bdd_seg.teachers.cached.store import CachedOutputs, Manifest, TeacherCache
+from bdd_seg.teachers.mmseg import MMSegTeacher
 
 
 class Images(Dataset):
@@ -72,6 +73,10 @@ def build_model(cfg: Config, taps: Sequence[str]) -> SegDistiller:
     if live.get('type') == 'CachedTeacher':
         del live['type']
     model = MODELS.build({**cfg.model, 'teacher': live})
+    if not isinstance(model.teacher, MMSegTeacher):
+        raise ConfigError(
+            f'outputs of a {type(model.teacher).__name__} cannot be cached, only of an MMSegTeacher'
+        )
     wanted = [loss.get('teacher_tap') for loss in cfg.model.distill_losses]
     model.teacher.build(model, [*wanted, *taps])
     return model.to(get_device())

@@ -22,7 +22,7 @@ OVERRIDES = [
     Case('a key below a number', 'randomness.seed.x=1 does not fit', options=['randomness.seed.x=1']),
     Case(
         'a misspelt first key',
-        "the config has no 'optim_wraper', and nobody reads it. Did you mean optim_wrapper",
+        "the config has no 'optim_wraper', and nothing uses it. Did you mean optim_wrapper",
         options=['optim_wraper.optimizer.lr=1'],
     ),
     Case(
@@ -344,7 +344,7 @@ FILES = [
     Files('an empty file', 'the config has no model', ''),
     Files(
         'a misspelt first key',
-        "nobody reads the config's optim_wraper. Did you mean optim_wrapper",
+        "the config's key optim_wraper is not used. Did you mean optim_wrapper",
         '_base_ = {student!r}\noptim_wraper = dict(optimizer=dict(lr=1))\noptim_wrapper = None',
     ),
     Files(

@@ -318,6 +318,23 @@ class TwoImages(Dataset):
         return results
 
 
+@DATASETS.register_module()
+class WithPipeline(TwoImages):
+    """A data set whose pipeline is part of its class."""
+
+    def __init__(self, pipeline=({'type': 'LoadImageFromFile'},)):
+        super().__init__(pipeline)
+
+
+@pytest.mark.parametrize('wanted', [True, False])
+def test_the_pipeline_of_a_class_stays(tiny_configs, wanted):
+    cfg = Config.fromfile(tiny_configs['student'])
+    cfg.train_dataloader.dataset = {'type': 'WithPipeline'}
+    cfg.check_data = wanted
+    check_data(cfg, 'train')
+    assert cfg.train_dataloader.dataset == {'type': 'WithPipeline'}
+
+
 def test_a_data_set_of_a_users_own(evaluate_on):
     with pytest.raises(ConfigError, match="label map '1.png' has labels 2; the classes are 0 to 1"):
         evaluate_on({'type': 'TwoImages', 'pipeline': []})
@@ -388,7 +405,11 @@ def test_steps_in_a_tuple_and_values_that_are_no_steps(data, evaluate_on):
     with pytest.raises(ConfigError, match="000001_leftImg8bit.png' cannot be read: it is empty"):
         evaluate_on(
             settings(
-                data, [{'type': Wrapping, 'transforms': np.eye(3)}, {'type': Wrapping, 'transforms': steps}]
+                data,
+                [
+                    {'type': Wrapping, 'transforms': np.eye(3)},
+                    {'type': 'RandomApply', 'transforms': steps, 'prob': 1.0},
+                ],
             )
         )
 
@@ -412,9 +433,10 @@ CROP = {'type': 'RandomCrop', 'crop_size': (8, 8)}
             {'type': 'TestTimeAug', 'transforms': [[{'type': 'Resize', 'scale': 2}], [LOADED_LABELS]]},
         ),
         ({'type': 'Albu', 'transforms': [CROP]}, {'type': 'Albu', 'transforms': [CROP]}),
+        ({'type': Wrapping, 'transforms': [CROP]}, {'type': Wrapping, 'transforms': [CROP]}),
         ({'type': 'NoSuch', 'a': 1}, {'type': 'NoSuch', 'a': 1}),
     ],
-    ids=lambda step: step['type'],
+    ids=lambda step: str(step['type']),
 )
 def test_nested_steps_are_wrapped_where_they_stand(step, expected):
     before = copy.deepcopy(step)
