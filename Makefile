@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test stress audit clean
+.PHONY: help demo test coverage stress audit clean
 
 help:
 	@echo 'make demo   distil a small PSPNet on generated street scenes, 9 minutes on 2 idle CPU cores'
 	@echo 'make test   lint and tests'
+	@echo 'make coverage the tests, with the share of the lines that they run'
 	@echo 'make stress what takes longer: kills, long runs, many processes; half an hour'
 	@echo 'make audit  known vulnerabilities of the pinned packages'
 	@echo 'make clean  remove the environment, the generated scenes and the results of the demo'
@@ -27,7 +28,10 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --cov --cov-report=term --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+coverage: $(VENV)/.installed
+	$(BIN)/pytest --cov --cov-report=term --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 stress: $(VENV)/.installed
 	HYPOTHESIS_PROFILE=stress $(BIN)/pytest -v tests/stress tests/losses/test_properties.py

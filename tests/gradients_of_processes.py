@@ -141,7 +141,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def of_this_process(config: str, case: str, dtype: torch.dtype, ignored: float) -> dict[str, Any]:
-    """What this process of several gets from its share of the batch, and whether the others got the same."""
+    """Return this process's gradients from its share of the batch, and whether the others got the same."""
     share = slice(distributed.get_rank(), None, distributed.get_world_size())
     images, samples = global_batch(ignored)
     model = student_of(config, case, dtype)
@@ -161,7 +161,7 @@ def of_this_process(config: str, case: str, dtype: torch.dtype, ignored: float) 
 
 
 def gradients_of(processes: int, config: Path, folder: Path, runs: list[tuple[str, str, float]]) -> dict:
-    """What this file writes when so many processes run it."""
+    """Return the gradients that this file writes when so many processes run it."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
     command += [TESTS / 'gradients_of_processes.py', config, folder / 'gradients.pth']
     names = [','.join(map(str, run)) for run in runs]

@@ -1,4 +1,4 @@
-"""What several tests need: tiny configs, runs of the tools, comparisons."""
+"""Helpers that several tests share: tiny configs, runs of the tools, comparisons."""
 
 import json
 import logging
@@ -82,7 +82,7 @@ def build(config: Path | Config, **changes) -> torch.nn.Module:
 
 
 def same(a, b) -> bool:
-    """Whether nested containers hold equal numbers, tensors bit for bit."""
+    """Return whether nested containers hold equal numbers, tensors bit for bit."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):

@@ -102,7 +102,7 @@ def test_training_from_a_cache_needs_no_teacher(made, tiny_configs, tmp_path):
 
 
 def test_a_whole_image_is_taught_alike_by_cached_and_live_teacher(made, tiny_configs, tmp_path):
-    """Where the crop is the whole image at the cache's size, both say the same."""
+    """Both answer alike if the crop is the whole image at the cache's size."""
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='LoadAnnotations'),

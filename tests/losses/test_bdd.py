@@ -80,7 +80,7 @@ def test_unknown_answers_are_left_out(logits):
 @pytest.mark.parametrize('domain', ['pixel', 'channel'])
 @pytest.mark.parametrize('tau', [0.1, 1.0, 20.0])
 def test_nothing_overflows_at_the_largest_logits(dtype, autocast, domain, tau):
-    """Where student and teacher contradict each other as much as float16 lets them, the closed form."""
+    """Student and teacher contradict each other as much as float16 allows; the closed form is known."""
     large = torch.tensor(6e4).to(dtype)  # 59904 in bfloat16
     teacher = torch.stack([large, -large]).view((1, 2, 1, 1) if domain == 'pixel' else (1, 1, 1, 2))
     teacher = teacher.repeat((1, 1, 1, 4) if domain == 'pixel' else (1, 4, 1, 1))  # 4 distributions

@@ -176,7 +176,7 @@ def test_temporaries_are_no_larger_than_a_block(domain, monkeypatch):
 @pytest.mark.parametrize('domain', ['pixel', 'channel'])
 @pytest.mark.parametrize('tau', [1.0, 4.0])
 def test_students_close_to_their_teacher(domain, tau):
-    """Where the divergence is a difference of nearly equal sums, float32 keeps 1e-4 of it."""
+    """Float32 keeps 1e-4 of a divergence that is a difference of nearly equal sums."""
     teacher, noise = draw((2, 19, 16, 16))
     student = teacher + 1e-2 * noise
     value = balance_divergence(student, teacher, domain=domain, tau_forward=tau, tau_reverse=tau)

@@ -1,4 +1,4 @@
-"""What holds for the losses whatever comes in: hypothesis looks for an input for which it does not.
+"""Properties of the losses that hold for any input: hypothesis looks for a counterexample.
 
 `make stress` lets it try more inputs, and others each time.
 """
@@ -80,12 +80,12 @@ class Case:
         }
 
     def counts(self) -> Tensor:
-        """Where logits count, in their shape."""
+        """The mask of logits that count, in their shape."""
         mask = torch.ones_like(self.student[:, 0], dtype=torch.bool) if self.mask is None else self.mask
         return mask[:, None].expand_as(self.student)
 
     def distributions(self) -> int:
-        """How many the mean is over."""
+        """The number of distributions in the mean."""
         counts = self.counts().flatten(2)
         number = counts[:, 0].sum() if self.domain == 'pixel' else counts.any(dim=2).sum()
         return max(1, int(number))

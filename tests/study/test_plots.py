@@ -15,7 +15,7 @@ def test_marks_are_moved_no_more_than_needed():
 
 
 def colours_in(file) -> np.ndarray:
-    """How often the file has each colour, the frequent ones first."""
+    """Count the colours of a file, the frequent ones first."""
     pixels = (255 * matplotlib.image.imread(file)[..., :3]).round().astype(int)
     _, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
     assert pixels.shape[0] > 300 and pixels.shape[1] > 900

@@ -262,7 +262,7 @@ def test_a_teacher_with_its_own_normalisation_gets_it(tiny_configs, student, bat
 
 @pytest.fixture
 def messages():
-    """What is logged during a test."""
+    """The messages logged during a test."""
     found = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())
@@ -395,7 +395,7 @@ def compiled(tiny_configs, student):
 
 def test_compiles_for_any_size_of_crop(compiled, teacher, batch, monkeypatch):
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
-    for inputs in (batch[0], batch[0].flip(3), batch[0][:, :, :24], batch[0][:1, :, :, :40], batch[0]):
+    for inputs in (batch[0], batch[0][:, :, :24], batch[0][:1, :, :, :40]):
         torch.testing.assert_close(compiled(inputs).maps[LOGITS], teacher(inputs).maps[LOGITS])
     assert compiled.network.is_compiled
 

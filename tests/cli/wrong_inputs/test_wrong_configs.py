@@ -406,7 +406,7 @@ def test_config_files(refused, tiny_configs, tmp_path, case):
 
 @dataclass(frozen=True)
 class NoConfig:
-    """What is given as the config, and the line that it leads to."""
+    """The argument given as the config, and the line that it leads to."""
 
     name: str
     message: str

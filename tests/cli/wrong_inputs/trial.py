@@ -106,7 +106,7 @@ def named(folder: Path) -> list[str]:
 
 
 def check(trial: Trial, expected: str, reference: list[float]) -> None:
-    """What happened is what was expected, and no traceback was needed to say it."""
+    """Check that a trial ended as expected, without a traceback."""
     assert 'Traceback' not in trial.errors
     if expected not in (SAME, TRAINS):
         assert re.search(expected, trial.message), trial.message

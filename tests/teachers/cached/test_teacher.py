@@ -58,7 +58,7 @@ def answer(cache: TeacherCache, shape, transforms, seed=0, copies=1):
 
 
 def cell_centres(image: np.ndarray) -> np.ndarray:
-    """What an image at stride 8 says at the middle of each cell: the mean of the 4 pixels around it."""
+    """Return an image at the middle of each cell of stride 8: the mean of the 4 pixels around it."""
     return np.stack([image[:, 3 + a :: 8, 3 + b :: 8] for a in (0, 1) for b in (0, 1)]).mean(axis=0)
 
 
