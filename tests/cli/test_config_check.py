@@ -42,7 +42,6 @@ def test_data_sets_are_looked_at_first(tmp_path, scenes):
             'dataset.dataset: folder',
         ),
         ({'type': 'ConcatDataset', 'datasets': [{'type': 'CityscapesDataset'}]}, 'dataset.datasets: folder'),
-        ({'type': 'CityscapesDataset', 'data_rot': 'x'}, r'dataset \(CityscapesDataset\): .*data_root'),
     ],
 )
 def test_other_data_sets_too(tmp_path, dataset, expected):
@@ -150,7 +149,7 @@ def test_a_key_that_resembles_another_causes_a_warning(monkeypatch):
         (
             {'param_schedulers': [], 'param_scheduler': None},
             'train',
-            r"config's param_schedulers. Did you mean param_scheduler\?.*-options param_schedulers=None",
+            r"config's key param_schedulers is not used. Did you mean param_scheduler\?.*param_schedulers=None",
         ),
         ({'param_schedulers': []}, 'train', None),
         ({'train_dataloader_a': {}, 'val_evaluator2': {}, 'env_cfgs': {}}, 'train', None),
