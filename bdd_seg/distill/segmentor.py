@@ -144,9 +144,10 @@ class _Batch:
             mask = {} if known is None else {'mask': known}
             return loss(student, teacher, seg_label=label, align_corners=self.align_corners, **mask)
         except ValueError as error:
+            shapes = tuple(self.student_maps[student_tap].shape), tuple(self.answer.maps[teacher_tap].shape)
             raise ConfigError(
-                f'{loss.loss_name}: student {student_tap!r} {tuple(student.shape)} against '
-                f'teacher {teacher_tap!r} {tuple(teacher.shape)}: {error}'
+                f'{loss.loss_name}: student {student_tap!r} {shapes[0]} against '
+                f'teacher {teacher_tap!r} {shapes[1]}: {error}'
             ) from error
 
     def _aligned(self, student_tap: str, teacher_tap: str) -> Pair:

@@ -149,7 +149,7 @@ def test_a_key_that_resembles_another_causes_a_warning(monkeypatch):
         (
             {'param_schedulers': [], 'param_scheduler': None},
             'train',
-            r'key param_schedulers is not used. Did you mean param_scheduler\?.*-options param_schedulers=None',
+            r'param_schedulers is not used. Did you mean param_scheduler\?.*-options param_schedulers=None',
         ),
         ({'param_schedulers': []}, 'train', None),
         ({'train_dataloader_a': {}, 'val_evaluator2': {}, 'env_cfgs': {}}, 'train', None),
