@@ -19,7 +19,9 @@ from bdd_seg.cli import demo
 from bdd_seg.errors import ConfigError
 from bdd_seg.study.settings import load_study
 
-SMALL = 'from pathlib import Path; from bdd_seg.cli import demo; '
+# A job in the background of a shell ignores Ctrl-C, and so would what it starts.
+SMALL = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '
+SMALL += 'from pathlib import Path; from bdd_seg.cli import demo; '
 SMALL += 'demo.STUDY, demo.SCENES, demo.SIZE = Path({!r}), (8, 4), (48, 96); demo.main()'
 
 
