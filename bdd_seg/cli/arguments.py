@@ -10,7 +10,7 @@ from mmengine.config import Config, DictAction
 
 from bdd_seg.cli.config_check import KNOWN_KEYS
 from bdd_seg.errors import ConfigError, similar_to
-from bdd_seg.runtime.upstream.configs import load_config
+from bdd_seg.runtime.upstream.configs import load_config, type_name
 
 # Per launcher, a variable that it sets for the processes that it starts, and its command.
 _LAUNCHED_BY = {
@@ -110,17 +110,12 @@ def add_hooks(cfg: Config, hooks: dict[str, str]) -> None:
         hooks: The type of each hook, by its name among the ``default_hooks``.
     """
     cfg.default_hooks = cfg.get('default_hooks') or {}
-    given = {_class_name(hook.get('type')) for hook in cfg.get('custom_hooks') or []}
+    given = {type_name(hook) for hook in cfg.get('custom_hooks') or []}
     for name, kind in hooks.items():
         if cfg.default_hooks.setdefault(name, dict(type=kind)) is None or kind in given:
             del cfg.default_hooks[name]
         else:
             cfg.default_hooks[name].setdefault('type', kind)  # the config may give arguments only
-
-
-def _class_name(kind: Any) -> str:
-    """Return the name of a type that a config gives as a name, a name with a scope, or a class."""
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def make_folder(path: str | Path, flag: str) -> None:

@@ -23,7 +23,7 @@ from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards import checked_transforms  # noqa: F401  registers what this module writes
-from bdd_seg.runtime.upstream.configs import leaf_datasets
+from bdd_seg.runtime.upstream.configs import leaf_datasets, type_name
 
 LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
@@ -85,11 +85,13 @@ def name_files(pipeline: Sequence[Any]) -> list[Any]:
 def without_checks(value: Any) -> Any:
     """Return a data pipeline, or a part of one, without what :func:`check_data` wrote into it."""
     if isinstance(value, list | tuple):
-        kept = [item for item in value if not (isinstance(item, Mapping) and _name(item) == 'CheckLabels')]
+        kept = [
+            item for item in value if not (isinstance(item, Mapping) and type_name(item) == 'CheckLabels')
+        ]
         return type(value)(map(without_checks, kept))
     if not isinstance(value, Mapping):
         return value
-    if _name(value) in _WRAPPERS:
+    if type_name(value) in _WRAPPERS:
         return without_checks(value['transform'])
     return {key: without_checks(item) for key, item in value.items()}
 
@@ -107,7 +109,7 @@ def _with_checks(value: Any) -> Any:
     if issubclass(kind, RandomCrop):
         return {'type': 'CheckedCrop', 'transform': value}
     # Other classes may build what they hold from another library, which has a RandomCrop, too.
-    if issubclass(kind, _NESTING) or _name(value) in _FOLLOWERS:
+    if issubclass(kind, _NESTING) or type_name(value) in _FOLLOWERS:
         return {key: _with_checks(item) for key, item in value.items()}
     return value
 
@@ -205,12 +207,6 @@ def _number_of_classes(dataset: Mapping[str, Any]) -> int | None:
     else:
         classes = getattr(kind, 'METAINFO', {}).get('classes')
     return None if classes is None else len(classes)
-
-
-def _name(settings: Mapping[str, Any]) -> str:
-    """Return the name of the class that settings are for, without a scope such as ``mmseg.``."""
-    kind = settings.get('type')
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def _class_of(settings: Any, registry: Registry) -> type[Any] | None:

@@ -74,6 +74,12 @@ def walk(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from walk(part, f'{key}.{i}')
 
 
+def type_name(settings: Mapping[str, Any]) -> str:
+    """Return the name of the class that settings are for, without a scope such as ``mmseg.``."""
+    kind = settings.get('type')  # a name, or the class itself
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
 def leaf_datasets(settings: dict[str, Any], where: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the data sets that a data set's settings wrap, or itself, each with its dotted key."""
     wrapped = [key for key in ('dataset', 'datasets') if key in settings]  # Repeat and MultiImageMix, Concat
