@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check
 
 .PHONY: help demo test coverage stress audit clean
 
@@ -12,13 +13,19 @@ help:
 	@echo 'make audit  known vulnerabilities of the pinned packages'
 	@echo 'make clean  remove the environment, the generated scenes and the results of the demo'
 
-# The stamp is younger than what it was made from only when the installation went through.
+# The stamp is younger than what it was made from only when the installation went through. opencv-python needs
+# libraries of a desktop. Without them its headless build takes its place; the last line fails if that is no help.
 $(VENV)/.installed: setup.py pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12) and \
-	"error: Python 3.10 to 3.12 is needed. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	"error: Python 3.10 or newer is needed. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 	@echo '== Installing into $(VENV)'
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[mmseg,study,dev]'
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	echo '== cv2 lacks a system library here: opencv-python-headless takes the place of opencv-python' && \
+	$(BIN)/pip uninstall -y opencv-python && \
+	$(PIP) -c constraints.txt --no-deps --force-reinstall opencv-python-headless && \
+	$(BIN)/python -c 'import cv2'; }
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -12,6 +12,7 @@ ALLOWED = {
     'errors': set(),
     'losses': {'errors'},
     'runtime': {'errors'},
+    'registry': set(),
     'datasets': {'errors', 'runtime'},
     'distill': {'errors', 'losses', 'runtime'},
     'teachers': {'errors', 'losses', 'runtime', 'distill'},

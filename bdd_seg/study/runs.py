@@ -1,6 +1,7 @@
 """Train and evaluate one run of a study with the commands that users type."""
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 
+import bdd_seg
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 from bdd_seg.study.configs import Run, class_iou_evaluator
 from bdd_seg.study.logs import read_log, read_scores, seconds_per_iteration
 from bdd_seg.study.processes import command_line, run_command
 from bdd_seg.study.results import RunResult, Scores
-from bdd_seg.study.settings import PROJECT, Options, Study, expand_aliases
+from bdd_seg.study.settings import Options, Study, expand_aliases
 
 
 def train_and_test(
@@ -114,6 +116,12 @@ def _tidy(folder: Path, checkpoint: Path, keep: bool) -> None:
 
 
 def _revision() -> str:
-    """Return the commit of the project, with ``-dirty`` where files differ from it; empty without git."""
-    line = ['git', '-C', str(PROJECT), 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
+    """Return the commit of this package's checkout, with ``-dirty`` where files differ from it.
+
+    Without one, or without git, it is the package's version.
+    """
+    root = Path(bdd_seg.__file__).parents[1]
+    if not (root / '.git').exists() or shutil.which('git') is None:
+        return bdd_seg.__version__
+    line = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
     return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()

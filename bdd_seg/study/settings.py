@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bdd_seg.errors import ConfigError
 
-PROJECT = Path(__file__).parents[2]
-"""The folder that holds ``configs``."""
+PROJECT = Path(__file__).parents[1] / '.mim'
+"""The folder that holds ``configs`` and ``tools``: in a checkout by links, in an installation itself."""
 
 Options = dict[str, Any]
 """Overrides of a config: dotted key → value, where ``loss.`` is short for the first distillation loss."""

@@ -26,6 +26,7 @@ from harness import (
 from helpers import ROOT
 
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.installation import PINS
 
 SHIPPED = ROOT / 'benchmarks/results/cpu_2x3x256x512_float32.json'
 
@@ -184,7 +185,7 @@ def test_a_benchmark_without_mmseg_says_what_to_install(script):
     )
     assert done.returncode == 1
     assert 'ImportError: mmseg is not installed' in done.stderr
-    assert done.stderr.rstrip().endswith('pip install -c constraints.txt -e ".[mmseg]"')
+    assert done.stderr.rstrip().endswith('pip install ' + ' '.join(PINS))
 
 
 def test_an_error_ends_a_benchmark_in_one_line():

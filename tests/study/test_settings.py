@@ -3,7 +3,7 @@ import yaml
 from helpers import ROOT
 
 from bdd_seg.errors import ConfigError
-from bdd_seg.study.settings import expand_aliases, find_file, format_overrides, load_study
+from bdd_seg.study.settings import PROJECT, expand_aliases, find_file, format_overrides, load_study
 
 SMALLEST = {
     'title': 't',
@@ -94,7 +94,8 @@ def test_overrides_as_text():
 def test_the_working_directory_comes_before_the_project(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     name = 'configs/_base_/default_runtime.py'
-    assert find_file(name) == ROOT / name
+    assert find_file(name) == PROJECT / name
+    assert find_file(name).samefile(ROOT / name)
     assert str(find_file('configs/mine.py')) == 'configs/mine.py'
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text('')

@@ -1,4 +1,4 @@
-"""Read config files, mmseg's own included.
+"""Read config files, those that mmseg and this package ship included.
 
 Reason: mmengine's errors do not say which file of a chain of ``_base_`` is broken, a circular ``_base_`` ends
 in a recursion, and ``hub.get_config('mmseg::…')`` installs OpenMMLab's release over the maintained build.
@@ -15,33 +15,31 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import mmseg
 from mmengine.config import Config, utils
 
 from bdd_seg.errors import ConfigError, similar_to
 
-_MMSEG_PREFIX = 'mmseg::'
+_PACKAGES = ('bdd_seg', 'mmseg')
 
 
 def apply() -> None:
-    """Let ``_base_ = 'mmseg::…'`` find the maintained build.
+    """Let ``_base_ = 'mmseg::…'`` find the maintained build, and ``_base_ = 'bdd_seg::…'`` this package.
 
     mmengine looks for a distribution called ``mmsegmentation``, and its hub installs that one over the
-    maintained build where it is absent. Under its import name mmseg is found wherever it comes from.
+    maintained build where it is absent. Under its import name a package is found wherever it comes from. The
+    parts that a config inherits in this way are built in the package's scope: see ``bdd_seg.registry``.
     """
-    utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
+    utils.MODULE2PACKAGE.update({package: package for package in _PACKAGES})
 
 
 def load_config(name: str | Path) -> Config:
-    """Read a config file: a path, or ``mmseg::FOLDER/NAME.py`` for one that mmseg ships.
+    """Read a config file: a path, or ``PACKAGE::FOLDER/NAME.py`` for one that mmseg or this package ships.
 
     Raises:
         ConfigError: There is no such file, it or a file that it inherits from is missing or broken, or a
             module that it names cannot be imported.
     """
-    path = Path(name)
-    if str(name).startswith(_MMSEG_PREFIX):
-        path = Path(mmseg.__file__).parent / '.mim' / 'configs' / str(name).removeprefix(_MMSEG_PREFIX)
+    path = _shipped(str(name)) or Path(name)
     if not os.path.isfile(path):  # Path.is_file() has an exception for names that are too long
         if os.path.isdir(path):
             raise ConfigError(f'config {str(name)!r} is a folder. Give the file in it')
@@ -152,11 +150,16 @@ def _bases(file: Path) -> list[Path]:
 
 def _resolve(base: str, file: Path) -> Path:
     """Return the file that a ``_base_`` names: relative to the config, or in a package as ``mmseg::…``."""
-    package, colons, name = base.partition('::')
-    spec = importlib.util.find_spec(package) if colons else None
-    if spec is not None and spec.origin is not None:
-        return (Path(spec.origin).parent / '.mim' / 'configs' / name).resolve()
-    return (file.parent / base).resolve()
+    return (_shipped(base) or file.parent / base).resolve()
+
+
+def _shipped(name: str) -> Path | None:
+    """Return the file that ``PACKAGE::FOLDER/NAME.py`` stands for, None where no such package is named."""
+    package, colons, rest = name.partition('::')
+    spec = importlib.util.find_spec(package) if colons and package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / '.mim' / 'configs' / rest
 
 
 def _syntax_error(file: Path) -> SyntaxError | None:

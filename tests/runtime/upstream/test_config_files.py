@@ -1,7 +1,14 @@
+from pathlib import Path
+
+import mmseg.registry
 import pytest
 from helpers import CONFIGS
+from mmengine import registry as registries
+from mmengine.registry import DefaultScope, Registry
 
+from bdd_seg.cli.config_check import check_config
 from bdd_seg.errors import ConfigError
+from bdd_seg.registry import REGISTRIES
 from bdd_seg.runtime.upstream.configs import leaf_datasets, load_config, walk
 
 
@@ -12,6 +19,49 @@ def test_mmsegs_own_configs(tmp_path):
     heir.write_text(f'_base_ = {name!r}\nmodel = dict(backbone=dict(depth=50))')
     cfg = load_config(heir)
     assert (cfg.model.decode_head.type, cfg.model.backbone.depth) == ('ASPPHead', 50)
+
+
+DEMO = 'bdd_pspnet_r50-d8-w16_pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py'
+
+
+def test_our_own_configs_by_name(tmp_path):
+    by_name, by_path = load_config(f'bdd_seg::bdd/{DEMO}'), load_config(CONFIGS / 'bdd' / DEMO)
+    assert Path(by_name.model.teacher.config).samefile(by_path.model.teacher.config)
+    by_name.model.teacher.config = by_path.model.teacher.config
+    assert by_name.to_dict() == by_path.to_dict()
+    with pytest.raises(ConfigError, match=r"config 'bdd_seg::kd/kd.py' does not exist"):
+        load_config('bdd_seg::kd/kd.py')
+    with pytest.raises(ConfigError, match=f'does not exist. Did you mean {DEMO}'):
+        load_config(f'bdd_seg::bdd/{DEMO[1:]}')
+
+
+def test_parts_inherited_by_name_are_built(tmp_path):
+    heir = tmp_path / 'heir.py'
+    heir.write_text(f"_base_ = 'bdd_seg::bdd/{DEMO}'\nmodel = dict(decode_head=dict(dropout_ratio=0.0))")
+    cfg = load_config(heir)
+    assert (cfg.model._scope_, cfg.default_hooks.finite._scope_) == ('bdd_seg', 'bdd_seg')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        built = [
+            registry.build(part)
+            for registry, part in (
+                (registries.MODELS, cfg.model),
+                (registries.HOOKS, cfg.default_hooks.finite),
+                (registries.HOOKS, cfg.default_hooks.timer),
+                (registries.TRANSFORMS, cfg.train_pipeline[0]),
+            )
+        ]
+    names = [type(part).__name__ for part in built]
+    assert names == ['SegDistiller', 'FiniteLossHook', 'IterTimerHook', 'LoadImageFromFile']
+    assert built[0].decode_head.dropout is None
+    check_config(cfg, 'train')
+
+
+def test_each_of_mmsegs_registries_has_its_child():
+    parents = [node for node in vars(mmseg.registry).values() if isinstance(node, Registry)]
+    assert [registry.parent for registry in REGISTRIES] == parents
+    assert all(registry.scope == 'bdd_seg' and not registry.module_dict for registry in REGISTRIES)
+    for parent in parents:
+        assert parent.root._search_child('bdd_seg').parent is parent
 
 
 def test_a_config_that_does_not_exist():
@@ -93,6 +143,11 @@ def test_a_missing_base_of_mmseg(tmp_path):
     said = message_of(tmp_path, a="_base_ = 'mmseg::pspnet/absent.py'")
     assert said.startswith("config 'FOLDER/a.py' inherits from a file that does not exist: '")
     assert said.endswith("/mmseg/.mim/configs/pspnet/absent.py'. Look at its _base_")
+    said = message_of(tmp_path, a="_base_ = 'bdd_seg::pspnet/absent.py'")
+    assert said == (
+        "config 'FOLDER/a.py' inherits from a file that does not exist: "
+        f"'{CONFIGS}/pspnet/absent.py'. Look at its _base_"
+    )
 
 
 def test_the_config_is_shown_as_it_was_given(tmp_path, monkeypatch):
