@@ -1,7 +1,9 @@
 """Balance divergence distillation for mmseg. Importing it registers models, data sets, losses and hooks."""
 
 from bdd_seg.runtime.upstream.installation import check_installation
+from bdd_seg.runtime.upstream.threads import wait_passively
 
+wait_passively()
 check_installation()
 
 from bdd_seg.runtime import upstream  # noqa: E402
