@@ -11,6 +11,7 @@ import os
 import shlex
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 from mmengine.analysis import get_model_complexity_info
@@ -23,19 +24,23 @@ import bdd_seg.study
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.cli.scenes import draw
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.work_dir import hold_work_dir
 from bdd_seg.runtime.upstream.atomic_files import write_json
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
-from bdd_seg.study.configs import reference_runs
+from bdd_seg.study.configs import make_run, reference_runs
 from bdd_seg.study.logs import seconds_per_iteration
-from bdd_seg.study.processes import interrupt_on_signals
+from bdd_seg.study.progress import ProgressLine, Step, seconds_left
 from bdd_seg.study.session import Session, say
 from bdd_seg.study.settings import Preparation, Reference, Study, find_file, load_study
 
 STUDY = Path(bdd_seg.study.__file__).with_name('demo.yaml')
 SCENES = (600, 100)  # of the train and the val split
 SIZE = (128, 256)
+# On two cores: seconds of an iteration, and of the start and the evaluation of a training.
+PACE = {'teacher': 0.41, 'alone': 0.21, 'distilled': 0.31}
+MORE_SECONDS = 20
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,19 +62,58 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the command."""
     args = parse_args()
+    with hold_work_dir(args.work_dir):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw the scenes, run the study, and print the table.
+
+    Raises:
+        ConfigError: A command failed, or a folder holds something else.
+    """
     start = time.monotonic()
-    interrupt_on_signals()
     study = load_study(STUDY)
     if study.teacher is None:
         raise ConfigError(f'study {str(STUDY)!r} names no teacher')
     checkpoint = args.work_dir / 'teacher' / study.teacher.checkpoint.name
     study = place(study, study.teacher, args.data, checkpoint, args.seed)
-    say('== Street scenes (generated, in the layout of Cityscapes)')
+    steps = plan(study, checkpoint.parent, args.work_dir, args.seed)
+    say(f'[demo] step 1 of {1 + len(steps)}: street scenes (generated, in the layout of Cityscapes)')
     draw(args.data, SCENES, SIZE, seed=0, workers=os.cpu_count() or 1)
     claim_teacher(study, checkpoint, args.seed)
-    session = Session(study, args.work_dir, f'python tools/demo.py --seed {args.seed}', jobs=1)
+    session = DemoSession(study, args.work_dir, f'python tools/demo.py --seed {args.seed}', steps)
     session.run()
     print_table(session, checkpoint, args.seed, time.monotonic() - start)
+
+
+class DemoSession(Session):
+    """The demo's study. Lines of progress have the time left of the whole demo."""
+
+    def __init__(self, study: Study, folder: Path, command: str, steps: list[Step]) -> None:
+        super().__init__(study, folder, command, jobs=1)
+        self.steps = steps
+
+    def progress_line(self, name: str, work_dir: Path, seconds: float = 10) -> ProgressLine:
+        """Return what tells the progress of the training in a work dir, and of all."""
+        for number, step in enumerate(self.steps, 2):
+            if step.work_dir == work_dir:
+                name = f'[demo] step {number} of {1 + len(self.steps)}: {step.label}'
+                return ProgressLine(name, work_dir, say, seconds, partial(seconds_left, self.steps))
+        return super().progress_line(name, work_dir, seconds)  # an evaluation
+
+
+def plan(study: Study, teacher: Path, folder: Path, seed: int) -> list[Step]:
+    """Return the trainings in their order: the teacher in its work dir, the student alone and distilled."""
+    (reference,) = reference_runs(study)
+    steps = [('teacher', teacher, reference)]
+    for name, method in study.methods.items():
+        training = make_run(study, name, 'final', seed, {})
+        steps.append((method.label, folder / training.name, training))
+    return [
+        Step(label, work_dir, training.cfg.train_cfg.max_iters, PACE[training.method], MORE_SECONDS)
+        for label, work_dir, training in steps
+    ]
 
 
 def place(study: Study, teacher: Reference, data: Path, checkpoint: Path, seed: int) -> Study:

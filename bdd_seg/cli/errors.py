@@ -3,47 +3,102 @@
 import gc
 import os
 import pickle
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import distributed
 
 from bdd_seg.errors import ConfigError
 
+_SIGNALS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+# Set by launchers for what they start. Where one process has died, they send SIGTERM to the others. Those
+# wait for it in C code, where Python runs no handler: they have to end as the system does it.
+_LAUNCHED = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+
 
 @contextmanager
 def one_line_errors(if_interrupted: str = 'interrupted') -> Iterator[None]:
     """Exit with ``error: …`` for a ``ConfigError``; other exceptions keep their traceback.
 
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP unwind the block as ``KeyboardInterrupt`` does, so that everything
+    that it started ends, too. The exit code is then 128 + the signal's number, as in shells.
+
     Args:
-        if_interrupted: What is printed on Ctrl-C.
+        if_interrupted: What is printed on such a signal.
     """
     # Holds ways to torch.load that load_checkpoint does not cover, such as init_cfg's open-mmlab://NAME, to
     # weights_only. torch refuses to load with both variables set.
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    received: list[int] = []
     try:
-        yield
+        with _signals_interrupt(received):
+            yield
         if distributed.is_initialized():
             # gloo's threads end with the group's last user, DDP, which is part of a cycle. One that frees a
             # tensor while Python ends aborts the process, and torchrun takes the job for failed.
             gc.collect()
             distributed.destroy_process_group()
-    except ConfigError as error:
-        sys.exit(f'error: {error}')
-    except pickle.UnpicklingError:
-        sys.exit('error: the checkpoint loaded last holds more than weights, and is refused')
-    except KeyboardInterrupt:
-        sys.exit(if_interrupted)
-    except Exception as error:
-        # mmengine raises the TypeError of a hook anew, and hides where it comes from.
-        error.__suppress_context__ = False
-        traceback.print_exception(error)
-        first_line = str(error).strip().partition('\n')[0]
-        sys.exit(f'error: {type(error).__name__}: {first_line}{_advice(error)}')
+    except (Exception, KeyboardInterrupt) as error:
+        # What is interrupted may raise something else, such as a loader that misses its processes.
+        if received or isinstance(error, KeyboardInterrupt):
+            with suppress(OSError):  # the terminal may be gone
+                print(if_interrupted, file=sys.stderr, flush=True)
+            sys.exit(128 + (received or [signal.SIGINT])[0])
+        sys.exit(f'error: {_describe(error)}')
+
+
+@contextmanager
+def _signals_interrupt(received: list[int]) -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` at signals, note their numbers, and give the handlers back at the end."""
+    last = float('-inf')
+
+    def interrupt(number: int, _frame: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        # Some programs send a signal to a process and to its group. The second one must not disturb what the
+        # first one has begun. A second Ctrl-C, later, interrupts that.
+        again, last = now < last + 1, now
+        received.append(number)
+        if not again:
+            raise KeyboardInterrupt
+
+    earlier = {}
+    if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        for number, default in _SIGNALS.items():
+            if number == signal.SIGTERM and any(name in os.environ for name in _LAUNCHED):
+                continue
+            # Ignored signals stay ignored: SIGHUP below nohup, SIGINT in what a script starts with "&".
+            if signal.getsignal(number) == default:
+                earlier[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _describe(error: Exception) -> str:
+    """Return the line for an exception, after its traceback where it needs one."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, pickle.UnpicklingError):
+        return 'the checkpoint loaded last holds more than weights, and is refused'
+    # mmengine raises the TypeError of a hook anew, and hides where it comes from.
+    error.__suppress_context__ = False
+    traceback.print_exception(error)
+    first_line = str(error).strip().partition('\n')[0]
+    return f'{type(error).__name__}: {first_line}{_advice(error)}'
 
 
 def reason(error: BaseException) -> str:

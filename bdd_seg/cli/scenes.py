@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@one_line_errors('stopped; the same command goes on from here')
+@one_line_errors('interrupted; the same command goes on from here')
 def main() -> None:
     """Run the command."""
     args = parse_args()

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from bdd_seg.cli.errors import one_line_errors
+from bdd_seg.runtime.guards.work_dir import hold_work_dir
 from bdd_seg.study.configs import check_comparable
-from bdd_seg.study.processes import interrupt_on_signals
 from bdd_seg.study.session import Session
 from bdd_seg.study.settings import load_study
 
@@ -41,7 +41,6 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the command."""
     args = parse_args()
-    interrupt_on_signals()
     study = load_study(args.study)
     check_comparable(study)
     folder = args.work_dir or Path('work_dirs/studies') / args.study.stem
@@ -51,7 +50,8 @@ def main() -> None:
     elif args.report:
         session.report()
     else:
-        session.run()
+        with hold_work_dir(folder):
+            session.run()
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
-"""Commands in processes of their own: started, locked, followed and stopped."""
+"""Commands in processes of their own: started, followed and stopped."""
 
-import fcntl
 import json
 import os
 import shlex
@@ -9,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import TextIO
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.atomic_files import write_json
-from bdd_seg.study.logs import read_progress
+from bdd_seg.study import supervisor
+from bdd_seg.study.progress import ProgressLine
 from bdd_seg.study.settings import Preparation, Study, find_file
 
 # tools/NAME.py → module of bdd_seg.cli
@@ -70,11 +70,14 @@ def run_command(
     follow: Callable[[], None] | None = None,
     usage: Path | None = None,
 ) -> None:
-    """Run a command to its end in a process of its own, which no exception leaves behind.
+    """Run a command to its end in a session of its own.
+
+    However this call ends, by an exception, Ctrl-C or a kill of this process, the command and what it started
+    end within seconds: a supervisor sees to that, which is told by a pipe.
 
     Args:
         line: A Python and its arguments.
-        log: The file that its output is appended to. While the command runs, no second one can use it.
+        log: The file that its output is appended to.
         environment: Environment variables on top of this process's.
         stop: Returns True to stop the command. Called several times a second.
         follow: Called several times a second while the command runs.
@@ -83,30 +86,27 @@ def run_command(
             counts what this process holds when it starts the command, so the peak is never below that.
 
     Raises:
-        ConfigError: The command failed, or another process uses the log.
+        ConfigError: The command failed.
         StoppedError: ``stop`` returned True.
     """
-    with log.open('a') as file:
-        _lock(file)
-        note = _UsageNote(usage) if usage is not None else None
+    note = _UsageNote(usage) if usage is not None else None
+    receiver, lifeline = Pipe(duplex=False)
+    with log.open('a') as file, receiver, lifeline:
         process = subprocess.Popen(
-            line,
+            [sys.executable, '-I', supervisor.__file__, str(receiver.fileno()), *line],
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=[receiver.fileno()],
             env={**os.environ, **environment},
         )
         try:
-            returncode, memory = _wait(process, stop, follow, note)
-        except BaseException:  # also Ctrl-C, which does not reach a process of another session
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+            _wait(process, stop, follow, note)
+        finally:
+            lifeline.close()
+            returncode, memory = _end(process)
             if note is not None:
-                note.write()
-            raise
-        process.returncode = returncode  # Popen did not wait itself
-    if note is not None:
-        note.write(memory)
+                note.write(memory)
     if returncode:
         name = next(Path(word).name for word in line[1:] if not word.startswith('-'))
         raise ConfigError(f'{name} failed ({_reason(returncode, log)}); see {log}')
@@ -117,13 +117,9 @@ def _wait(
     stop: Callable[[], bool],
     follow: Callable[[], None] | None,
     note: '_UsageNote | None',
-) -> tuple[int, float]:
-    """Return the exit code and the peak memory in MB once the process has ended."""
-    while True:
-        # Unlike the resource module's, these figures are of this child alone.
-        child, status, resources = os.wait4(process.pid, os.WNOHANG)
-        if child:
-            return os.waitstatus_to_exitcode(status), resources.ru_maxrss / 1024
+) -> None:
+    """Wait until the process has ended, but leave its exit code to be collected."""
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if stop():
             raise StoppedError
         if follow is not None:
@@ -131,6 +127,22 @@ def _wait(
         if note is not None:
             note.write_now_and_then()  # this process may be killed, too
         time.sleep(_POLL_SECONDS)
+
+
+def _end(process: subprocess.Popen) -> tuple[int, float]:
+    """Wait for the supervisor's end, and kill what is left of its group: at a second Ctrl-C, at once.
+
+    Returns:
+        Its exit code, and the peak memory in MB.
+    """
+    try:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # until it is collected, no other group has the number
+        # Unlike the resource module's, these figures are of this child and its children alone.
+        _, status, resources = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)  # Popen did not wait itself
+    return process.returncode, resources.ru_maxrss / 1024
 
 
 class _UsageNote:
@@ -163,56 +175,13 @@ def _reason(returncode: int, log: Path) -> str:
     return ''.join(log.read_text(errors='replace').strip().splitlines()[-1:])
 
 
-def _lock(log: TextIO) -> None:
-    """Keep others from the file until the last process that has it open is gone, children included."""
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(
-            f'another process is writing {log.name}: a second call with this work dir, or a command that a '
-            'killed call left behind. End it, or wait for it'
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-
-
-class ProgressLine:
-    """Print the progress of a command from time to time, as a callable for :func:`run_command`.
-
-    Args:
-        name: The beginning of each line.
-        work_dir: The work dir of a training, whose logged scalars are read. In a folder without any, the
-            line has the time that has passed.
-        say: Prints a line.
-        seconds: Time between lines.
-    """
-
-    def __init__(self, name: str, work_dir: Path, say: Callable[[str], None], seconds: float = 10) -> None:
-        self.name = name
-        self.work_dir = work_dir
-        self.say = say
-        self.seconds = seconds
-        self.start = self.said = time.monotonic()
-
-    def __call__(self) -> None:
-        """Print a line if it is time."""
-        now = time.monotonic()
-        if now < self.said + self.seconds:
-            return
-        self.said = now
-        progress = read_progress(self.work_dir)
-        if progress is None:
-            self.say(f'{self.name}: running for {_duration(now - self.start)}')
-        else:
-            done = f'iteration {progress.done} of {progress.total}'
-            self.say(f'{self.name}: {done}, {_duration(progress.seconds_left)} left')
-
-
-def _duration(seconds: float) -> str:
-    return f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'
-
-
-def prepare(study: Study, folder: Path, stop: Callable[[], bool], say: Callable[[str], None]) -> None:
+def prepare(
+    study: Study,
+    folder: Path,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+    progress_line: Callable[[str, Path], Callable[[], None]] | None = None,
+) -> None:
     """Run the commands that come before a study, except those that are done.
 
     Args:
@@ -220,6 +189,8 @@ def prepare(study: Study, folder: Path, stop: Callable[[], bool], say: Callable[
         folder: The folder for their logs.
         stop: Returns True to stop. Called several times a second.
         say: Prints a line.
+        progress_line: Returns what tells the progress, given a name and a work dir. By default
+            :class:`ProgressLine` does.
 
     Raises:
         ConfigError: A command failed, or did not create its file.
@@ -233,7 +204,8 @@ def prepare(study: Study, folder: Path, stop: Callable[[], bool], say: Callable[
         say(f'== {step.run}   (log: {log})')
         step.creates.parent.mkdir(parents=True, exist_ok=True)
         _unfinished(step).touch()
-        follow = ProgressLine(str(step.creates), step.creates.parent, say)
+        name, work_dir = str(step.creates), step.creates.parent
+        follow = progress_line(name, work_dir) if progress_line else ProgressLine(name, work_dir, say)
         run_command(parse_command(step.run), log, {}, stop, follow)
         if not step.creates.exists():
             raise ConfigError(f'prepare: {step.run!r} made no {step.creates}; see {log}')
@@ -247,10 +219,3 @@ def is_prepared(step: Preparation) -> bool:
 
 def _unfinished(step: Preparation) -> Path:
     return step.creates.with_name(f'{step.creates.name}.unfinished')
-
-
-def interrupt_on_signals() -> None:
-    """Handle SIGTERM and SIGHUP as Ctrl-C, so that no command is left running."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)

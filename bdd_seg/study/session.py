@@ -15,7 +15,8 @@ import torch
 from bdd_seg.runtime.upstream.atomic_files import write_json
 from bdd_seg.study.configs import Run, iterations_of, make_run, reference_runs
 from bdd_seg.study.machine import describe_machine
-from bdd_seg.study.processes import ProgressLine, StoppedError, is_prepared, prepare
+from bdd_seg.study.processes import StoppedError, is_prepared, prepare
+from bdd_seg.study.progress import ProgressLine
 from bdd_seg.study.report import write_report
 from bdd_seg.study.results import MethodRecord, Results, RunResult
 from bdd_seg.study.runs import train_and_test
@@ -64,7 +65,7 @@ class Session:
             ConfigError: A command failed.
         """
         try:
-            prepare(self.study, self.folder, self.must_stop, say)
+            prepare(self.study, self.folder, self.must_stop, say, self.progress_line)
             self.run_all('teacher', reference_runs(self.study))
             self.run_all('search', self.search_runs())
             self.run_all('final runs', self.final_runs())
@@ -170,8 +171,8 @@ class Session:
         say(f'== {name}: {len(missing)} of {len(runs)} runs to do, {jobs} at once')
         durations: list[float] = []
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = {pool.submit(self.run_one, run, 10 * jobs): run for run in missing}
             try:
+                futures = {pool.submit(self.run_one, run, 10 * jobs): run for run in missing}
                 for done, future in enumerate(as_completed(futures), 1):
                     result, seconds = future.result()
                     durations.append(seconds)
@@ -197,13 +198,17 @@ class Session:
         device, start = self.devices.get(), time.monotonic()
         folder = self.folder / run.name
         try:
-            follow = ProgressLine(str(run), folder, say, progress_seconds)
+            follow = self.progress_line(str(run), folder, progress_seconds)
             result = train_and_test(run, folder, self.study, device, self.must_stop, follow)
         finally:
             self.devices.put(device)
         write_json(folder / 'result.json', result.to_json())
         self.measured = True
         return result, time.monotonic() - start
+
+    def progress_line(self, name: str, work_dir: Path, seconds: float = 10) -> ProgressLine:
+        """Return what tells the progress of a training, every so many seconds."""
+        return ProgressLine(name, work_dir, say, seconds)
 
     def machine(self) -> dict[str, Any]:
         """Return the description of the machine that measured, which may not be this one."""

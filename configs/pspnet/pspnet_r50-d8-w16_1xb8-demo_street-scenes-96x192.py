@@ -8,5 +8,5 @@ model = dict(
     backbone=dict(base_channels=16, stem_channels=16),
     decode_head=dict(in_channels=512, channels=128),
     auxiliary_head=dict(in_channels=256, channels=64))
-param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=800, by_epoch=False)]
-train_cfg = dict(max_iters=800)
+param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=600, by_epoch=False)]
+train_cfg = dict(max_iters=600)

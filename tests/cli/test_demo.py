@@ -1,5 +1,6 @@
 """tools/demo.py with tiny networks and scenes."""
 
+import io
 import json
 import os
 import re
@@ -8,21 +9,28 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import logged, train, weights
+from helpers import ROOT, complaint, logged, train, weights
+from warm_python import warm_python
 
 from bdd_seg.cli import demo
 from bdd_seg.errors import ConfigError
 from bdd_seg.study.settings import load_study
 
 # A job in the background of a shell ignores Ctrl-C, and so would what it starts.
-SMALL = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '
-SMALL += 'from pathlib import Path; from bdd_seg.cli import demo; '
-SMALL += 'demo.STUDY, demo.SCENES, demo.SIZE = Path({!r}), (8, 4), (48, 96); demo.main()'
+SMALL = """
+import signal
+from pathlib import Path
+from bdd_seg.cli import demo
+signal.signal(signal.SIGINT, signal.default_int_handler)
+demo.STUDY, demo.SCENES, demo.SIZE = Path({!r}), (8, 4), (48, 96)
+demo.main()
+"""
 
 
 @pytest.fixture(scope='module')
@@ -39,43 +47,78 @@ def study(tiny_configs, tmp_path_factory) -> Path:
     return file
 
 
-def call(study, *flags) -> subprocess.Popen:
+def folders(study) -> list[str]:
+    return ['--data', f'{study.parent}/data', '--work-dir', f'{study.parent}/runs']
+
+
+def make_small(monkeypatch, study) -> None:
+    """Do in this process what SMALL does in another one."""
+    for name, value in (('STUDY', study), ('SCENES', (8, 4)), ('SIZE', (48, 96))):
+        monkeypatch.setattr(demo, name, value)
+
+
+def call(study) -> subprocess.Popen:
     """Start the demo with small scenes in the folder of its study file."""
-    folders = ['--data', f'{study.parent}/data', '--work-dir', f'{study.parent}/runs']
-    command = [sys.executable, '-c', SMALL.format(str(study)), *folders, *flags]
+    script = study.parent / 'small_demo.py'
+    script.write_text(SMALL.format(str(study)))
+    command = [warm_python(), script, *folders(study)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that these started."""
+    try:
+        threads = [*Path(f'/proc/{pid}/task').iterdir()]
+        children = [int(word) for thread in threads for word in (thread / 'children').read_text().split()]
+    except FileNotFoundError:  # it ended meanwhile
+        return []
+    return [*children, *(pid for child in children for pid in descendants(child))]
+
+
 @pytest.fixture(scope='module')
-def interrupted(study) -> int:
-    """A call that Ctrl-C ends while the teacher trains. Returns the process id of the training."""
+def interrupted(study) -> dict:
+    """A call that Ctrl-C ends while the teacher trains, and one beside it."""
     runs = study.parent / 'runs'
     with call(study) as tool:
-        while not (runs / 'prepare_1.log').exists() or not (runs / 'prepare_1.log').stat().st_size:
+        while not list((runs / 'teacher').glob('.running')):
             assert tool.poll() is None
             time.sleep(0.1)
-        (child,) = map(int, Path(f'/proc/{tool.pid}/task/{tool.pid}/children').read_text().split())
+        with pytest.MonkeyPatch.context() as patch:
+            refused = complaint(patch, ROOT / 'tools/demo.py', '--work-dir', runs)
+        pid = json.loads((runs / '.running').read_text())['pid']
+        family = descendants(pid)
         tool.send_signal(signal.SIGINT)
-        assert 'interrupted; the same command goes on from here' in tool.communicate(timeout=120)[1]
-        assert tool.returncode == 1
-    return child
+        errors = tool.communicate(timeout=300)[1]
+        assert tool.returncode == 130
+    return {'pid': pid, 'family': family, 'errors': errors, 'refused': refused}
 
 
 @pytest.fixture(scope='module')
 def outputs(study, interrupted) -> list[str]:
-    """The outputs of two calls after the interrupted one."""
-    found = []
-    for _ in range(2):
-        with call(study) as tool:
-            output, errors = tool.communicate(timeout=600)
-        assert tool.returncode == 0, errors
-        found.append(output)
-    return found
+    """The outputs of two calls after the interrupted one, the second one in this process."""
+    with call(study) as tool:
+        output, errors = tool.communicate()
+    assert tool.returncode == 0, errors
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as second:
+        patch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+        patch.setattr(sys, 'argv', ['demo.py', *folders(study)])
+        make_small(patch, study)
+        demo.main()
+    return [output, second.getvalue()]
 
 
-def test_ctrl_c_ends_the_training(interrupted):
-    with pytest.raises(ProcessLookupError):
-        os.kill(interrupted, 0)
+def test_ctrl_c_ends_the_training(study, interrupted):
+    assert interrupted['errors'].endswith('interrupted; the same command goes on from here\n')
+    assert len(interrupted['family']) >= 2  # the supervisor and the training
+    for pid in interrupted['family']:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert 'interrupted; --resume goes on' in (study.parent / 'runs/prepare_1.log').read_text()
+
+
+def test_a_second_call_beside_it_is_refused(study, interrupted):
+    expected = f"error: '{study.parent}/runs' is in use by process {interrupted['pid']} on "
+    assert interrupted['refused'].startswith(expected)
 
 
 def test_the_next_call_trains_all_three(study, outputs):
@@ -108,11 +151,10 @@ def test_the_table(outputs):
     assert last in outputs[1].splitlines()[-1]
 
 
-def test_the_student_is_that_of_the_plain_command(study, outputs, tiny_configs, monkeypatch, tmp_path):
+def test_the_student_is_that_of_the_plain_command(study, outputs, tiny_configs, tmp_path):
     runs, data = study.parent / 'runs', study.parent / 'data'
     options = [f'{loader}_dataloader.dataset.data_root={data}' for loader in ('train', 'val', 'test')]
     options += [f'model.teacher.checkpoint={runs}/teacher/iter_6.pth', 'randomness.seed=0']
-    monkeypatch.setenv('OMP_NUM_THREADS', str(len(os.sched_getaffinity(0))))  # as torch's default
     train(tiny_configs['distilled'], tmp_path, '--cfg-options', *options)
     (file,) = runs.glob('distilled-seed0-*/student_float16.pth')
     expected, found = weights(tmp_path / 'iter_6.pth'), weights(file)
@@ -122,13 +164,26 @@ def test_the_student_is_that_of_the_plain_command(study, outputs, tiny_configs, 
     assert all(torch.equal(found[key], expected[key].half()) for key in floats)
 
 
-def test_another_seed_is_refused_in_the_same_folder(study, outputs):
-    with call(study, '--seed', '1') as tool:
-        errors = tool.communicate(timeout=120)[1]
-    assert tool.returncode == 1
-    assert (
-        'holds a run with other settings; delete it or choose another --work-dir' in errors.splitlines()[-1]
-    )
+def test_another_seed_is_refused_in_the_same_folder(study, outputs, monkeypatch):
+    make_small(monkeypatch, study)
+    message = complaint(monkeypatch, ROOT / 'tools/demo.py', *folders(study), '--seed', 1)
+    assert message.endswith('holds a run with other settings; delete it or choose another --work-dir')
+
+
+def test_the_progress_tells_the_time_of_all(study, outputs, capsys):
+    """That of a demo whose teacher is trained, with a student that has 6 iterations to go."""
+    made = load_study(study)
+    runs = study.parent / 'runs'
+    steps = demo.plan(made, runs / 'teacher', study.parent / 'elsewhere', 0)
+    assert [step.label.split(',')[0] for step in steps] == ['teacher', *['student PSPNet-R18'] * 2]
+    assert [(step.iterations, step.seconds) for step in steps] == [(6, 0.41), (6, 0.21), (6, 0.31)]
+    session = demo.DemoSession(made, study.parent / 'elsewhere', 'command', steps)
+    session.progress_line('ignored', steps[0].work_dir, seconds=0)()
+    session.progress_line('an evaluation', study.parent / 'nowhere', seconds=0)()
+    lines = capsys.readouterr().out.splitlines()
+    begin = r'\[demo\] step 2 of 4: teacher: iteration 6 of 6, 0 s left of this, \d+ (s|min) of all'
+    assert re.fullmatch(begin, lines[0])
+    assert lines[1] == 'an evaluation: running for 0 s'
 
 
 def test_a_teacher_of_a_study_is_used_where_its_seed_is_the_same(study, tmp_path):

@@ -1,4 +1,7 @@
+import os
 import pickle
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -6,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
+from bdd_seg.cli import errors
 from bdd_seg.cli.errors import one_line_errors, reason
 from bdd_seg.errors import ConfigError
 
@@ -24,7 +28,6 @@ def fail(error: BaseException) -> None:
             'error: the checkpoint loaded last holds more than weights, and',
             False,
         ),
-        (KeyboardInterrupt(), 'interrupted; go on', False),
         (KeyError('LOUD'), "error: KeyError: 'LOUD'", True),
         (RuntimeError('one\n  two'), 'error: RuntimeError: one', True),
         (
@@ -41,6 +44,73 @@ def test_the_last_line(capsys, monkeypatch, error, line, traceback):
     assert ended.value.code.startswith(line)
     assert '\n' not in ended.value.code
     assert ('Traceback' in capsys.readouterr().err) == traceback
+
+
+@pytest.mark.parametrize('name, code', [('SIGINT', 130), ('SIGTERM', 143), ('SIGHUP', 129)])
+@pytest.mark.parametrize('error', [None, RuntimeError('DataLoader worker exited unexpectedly')])
+def test_signals_interrupt_and_handlers_are_given_back(capfd, monkeypatch, name, code, error):
+    def work():
+        try:
+            os.kill(os.getpid(), number)
+            pytest.fail('not interrupted')
+        finally:
+            os.kill(os.getpid(), number)  # sent twice, as timeout(1) does
+            cleaned.append(True)
+            if error:
+                raise error
+
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    number, cleaned = getattr(signal, name), []
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended, one_line_errors('interrupted; go on'):
+        work()
+    assert ended.value.code == code
+    assert cleaned == [True]
+    assert capfd.readouterr().err == 'interrupted; go on\n'
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_interrupts_the_cleaning(capfd, monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(errors.time, 'monotonic', lambda: now[0])
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            now[0] = 12.0
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail('not interrupted')
+    assert ended.value.code == 130
+
+
+def test_ignored_signals_stay_ignored_and_launchers_end_their_processes_themselves(monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    monkeypatch.setenv('RANK', '1')
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with one_line_errors():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_keyboard_interrupt_without_a_signal(capfd, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    with pytest.raises(SystemExit) as ended:
+        fail(KeyboardInterrupt())
+    assert ended.value.code == 130
+    assert capfd.readouterr().err == 'interrupted; go on\n'
+
+
+def test_handlers_are_for_the_main_thread(monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    found = []
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(one_line_errors()(lambda: found.append(signal.getsignal(signal.SIGTERM)))).result()
+    assert found == [signal.getsignal(signal.SIGTERM)]
 
 
 class Clumsy(Hook):

@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -108,24 +105,6 @@ def test_a_study_stops_goes_on_and_tells_what_came_out(study, tiny_configs):
     assert 'to do' not in run(TOOL, *arguments)
     assert all(os.path.getmtime(path) < start for path in folder.glob('*/train.log'))
     assert json.loads(before)['runs'] == json.loads((folder / 'results.json').read_text())['runs']
-
-
-def test_sigterm_is_an_interruption_also_while_preparing(study, tmp_path):
-    content, pid = yaml.safe_load(study.read_text()), tmp_path / 'pid'
-    script = tmp_path / 'prepare.py'
-    script.write_text(f'import os, time\nopen({str(pid)!r}, "w").write(str(os.getpid()))\ntime.sleep(60)')
-    content['prepare'] = [{'run': str(script), 'creates': str(tmp_path / 'never')}]
-    (tmp_path / 'study.yaml').write_text(yaml.safe_dump(content))
-    line = [sys.executable, TOOL, tmp_path / 'study.yaml', '--work-dir', tmp_path / 'out']
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as tool:
-        while not (pid.exists() and pid.read_text()):
-            assert tool.poll() is None
-            time.sleep(0.1)
-        tool.send_signal(signal.SIGTERM)
-        assert 'interrupted; the same command goes on from here' in tool.communicate(timeout=120)[1]
-        assert tool.returncode == 1
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_run_that_fails_names_its_log(study, monkeypatch, tmp_path):

@@ -98,7 +98,7 @@ def result_of(miou):
 
 
 def test_runs_at_once_get_their_shares_and_results_are_stored(session, monkeypatch, capsys):
-    both, seen = threading.Barrier(2, timeout=30), []
+    both, seen = threading.Barrier(2, timeout=600), []
 
     def train_and_test(run, folder, study, environment, stop, follow):
         both.wait()  # two at a time
@@ -132,7 +132,7 @@ def test_a_run_that_fails_stops_the_others(session, monkeypatch):
 
     def train_and_test(run, folder, study, environment, stop, follow):
         if run.method == 'alone':
-            assert started.wait(30)
+            assert started.wait(600)
             raise ConfigError('broken')
         started.set()
         while not stop():

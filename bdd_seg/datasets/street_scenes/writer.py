@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -70,9 +72,21 @@ def claim_folder(root: Path, settings: dict[str, int], wanted: set[Path]) -> Non
 
 
 def start_worker() -> None:
-    """Keep a worker to one core, and let it finish its scene when the user interrupts the run."""
+    """Keep a worker to one core, let it finish its scene on Ctrl-C, and end it with its parent."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)  # a forked worker has its parent's handler
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end. After a kill of it, the pool's workers would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def write_dataset(
@@ -125,8 +139,13 @@ def write_dataset(
     write = partial(write_scene, root, seed, height, width)
     parallel = workers > 1 and missing
     with ProcessPoolExecutor(workers, initializer=start_worker) if parallel else nullcontext() as pool:
-        written = pool.map(write, missing, chunksize=4) if pool else map(write, missing)
-        for done, _ in enumerate(written, 1):
-            if on_scene:
-                on_scene(done, len(missing))
+        try:
+            written = pool.map(write, missing) if pool else map(write, missing)
+            for done, _ in enumerate(written, 1):
+                if on_scene:
+                    on_scene(done, len(missing))
+        except BaseException:
+            if pool:
+                pool.shutdown(cancel_futures=True)
+            raise
     return len(missing)
