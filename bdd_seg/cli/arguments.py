@@ -11,6 +11,7 @@ from mmengine.config import Config, DictAction
 from bdd_seg.cli.config_check import KNOWN_KEYS
 from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.runtime.upstream.configs import load_config, type_name
+from bdd_seg.runtime.upstream.console import is_verbose
 
 # Per launcher, a variable that it sets for the processes that it starts, and its command.
 _LAUNCHED_BY = {
@@ -22,7 +23,7 @@ _LAUNCHED_BY = {
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of mmseg's tools that concern the config and the launcher."""
-    parser.add_argument('config', help='config file: a path, or mmseg::FOLDER/NAME.py')
+    parser.add_argument('config', help='config file: a path, or PACKAGE::FOLDER/NAME.py of bdd_seg or mmseg')
     parser.add_argument('--work-dir', help='folder for what is written (default: work_dirs/CONFIG_NAME)')
     parser.add_argument(
         '--cfg-options',
@@ -36,6 +37,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help='set by older torch launchers'
+    )
+    parser.add_argument(
+        '--verbose',
+        action='store_true',
+        default=is_verbose(),
+        help='print all that mmengine and mmseg do; BDD_SEG_VERBOSE=1 also what their imports print',
     )
 
 

@@ -18,6 +18,7 @@ from bdd_seg.cli.config_check import check_datasets
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.cli.parts import check_parts
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.console import quiet_warnings
 from bdd_seg.runtime.upstream.processes import join_processes
 from bdd_seg.teachers.cached.store import TeacherCache
 from bdd_seg.teachers.cached.write import Images, build_model, describe, open_cache, write_outputs
@@ -39,6 +40,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the command."""
     args = parse_args()
+    if not args.verbose:
+        quiet_warnings()
     cfg = config_from(args)
     for key in ('model', 'train_dataloader', 'val_dataloader'):
         if cfg.get(key) is None:
@@ -47,7 +50,7 @@ def main() -> None:
     if args.workers < 0:
         raise ConfigError(f'--workers must be at least 0, not {args.workers}')
     init_default_scope('mmseg')
-    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    MMLogger.get_instance('mmengine', log_level=logging.INFO if args.verbose else logging.WARNING)
     join_processes(cfg)
     if args.launcher != 'none' and not torch.distributed.is_initialized():
         init_dist(args.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))

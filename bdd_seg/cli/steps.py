@@ -1,15 +1,24 @@
 """The steps from the flags of train and test to a config that is ready to run."""
 
 import argparse
+import gc
 from collections.abc import Callable
 
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmseg.registry import RUNNERS
 
 from bdd_seg.cli.arguments import add_hooks, config_from, make_folder
 from bdd_seg.cli.config_check import check_config, check_datasets
-from bdd_seg.distill.student import plain_model
+from bdd_seg.cli.summary import SummaryHook
+from bdd_seg.distill.settings import build, checked_teacher
+from bdd_seg.distill.student import is_distiller, plain_model
 from bdd_seg.runtime.guards.data import LOADERS, check_data
+from bdd_seg.runtime.upstream.config_text import skip_layout
+from bdd_seg.runtime.upstream.console import QuietRunner, quiet_warnings
 from bdd_seg.runtime.upstream.processes import check_sync_bn, join_processes
+from bdd_seg.teachers import Teacher
 from bdd_seg.teachers.cached.pipeline import read_teacher_cache
 
 HOOKS = {
@@ -38,6 +47,9 @@ def prepare(
     Raises:
         ConfigError: The config cannot work.
     """
+    _spare_collections()
+    if not args.verbose:
+        quiet_warnings()
     cfg = config_from(args)
     add_hooks(cfg, HOOKS[mode])
     join_processes(cfg)
@@ -48,6 +60,48 @@ def prepare(
     check_datasets(cfg, *LOADERS[mode])
     if mode == 'train':
         read_teacher_cache(cfg)
+        check_teacher(cfg)
     check_data(cfg, mode)  # after all other changes to the data pipelines
     make_folder(cfg.work_dir, '--work-dir')
     return cfg
+
+
+def _spare_collections() -> None:
+    """Take what the imports have made out of garbage collections, once for a process.
+
+    A collection looks at all of it in a quarter of a second. A start has eight, and every worker of a data
+    loader that is forked would copy the memory which its own collections touch.
+    """
+    if not gc.get_freeze_count():
+        gc.freeze()
+
+
+def check_teacher(cfg: Config) -> None:
+    """Check before anything is built that the teacher of a config, if it has one, can teach its student.
+
+    Raises:
+        ConfigError: It cannot. See :meth:`bdd_seg.teachers.Teacher.check`.
+    """
+    if not is_distiller(cfg.model):
+        return
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        teacher = build(checked_teacher(cfg.model.get('teacher')), 'model.teacher')
+        if isinstance(teacher, Teacher):
+            teacher.check(plain_model(cfg.model))
+
+
+def build_runner(cfg: Config, verbose: bool) -> Runner:
+    """Build the runner of a prepared config, which prints a summary before its first iteration.
+
+    Args:
+        cfg: The whole config. The runner is the one that its ``runner_type`` names, if it has one.
+        verbose: Whether the console shows what mmengine logs before that, too.
+    """
+    skip_layout(cfg)
+    if 'runner_type' in cfg:
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = (Runner if verbose else QuietRunner).from_cfg(cfg)
+    if isinstance(runner, Runner):  # the others have other attributes
+        runner.register_hook(SummaryHook())
+    return runner

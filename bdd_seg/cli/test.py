@@ -5,19 +5,19 @@ import os
 
 import matplotlib.pyplot as plt
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from bdd_seg.cli.arguments import add_config_arguments, make_folder
 from bdd_seg.cli.errors import one_line_errors
-from bdd_seg.cli.steps import prepare
+from bdd_seg.cli.steps import build_runner, prepare
 from bdd_seg.errors import ConfigError
 
 
 @one_line_errors()
 def main() -> None:
     """Run the command."""
-    cfg = prepare(parse_args(), 'test', apply_flags)
-    Runner.from_cfg(cfg).test()
+    args = parse_args()
+    cfg = prepare(args, 'test', apply_flags)
+    build_runner(cfg, args.verbose).test()
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,22 +4,22 @@ import argparse
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner
-from mmseg.registry import RUNNERS
 
 from bdd_seg.cli.arguments import add_config_arguments
 from bdd_seg.cli.errors import one_line_errors
-from bdd_seg.cli.steps import prepare
+from bdd_seg.cli.steps import build_runner, prepare
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.work_dir import hold_work_dir
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 
 
 @one_line_errors('interrupted; --resume goes on from the latest checkpoint')
 def main() -> None:
     """Run the command."""
-    cfg = prepare(parse_args(), 'train', apply_flags)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    args = parse_args()
+    cfg = prepare(args, 'train', apply_flags)
+    with hold_work_dir(cfg.work_dir, cfg.launcher):
+        build_runner(cfg, args.verbose).train()
 
 
 def parse_args() -> argparse.Namespace:

@@ -76,26 +76,36 @@ class SegDistiller(EncoderDecoder):
             data_samples: N samples with ``gt_sem_seg``.
 
         Returns:
-            mmseg's losses, ``distill.<loss_name>`` for each distillation loss, and the diagnostic
-            ``distill.teacher_acc``, the teacher's pixel accuracy on this batch in percent.
+            ``distill.<loss_name>`` for each distillation loss, the diagnostic ``distill.teacher_acc``, which
+            is the teacher's pixel accuracy on this batch in percent, and then mmseg's losses. The log has
+            them in this order.
         """
         self._require_teacher()
         self.teacher.check_data()
         # Before the student fills the memory with what its backward pass needs.
         answer = self.teacher(inputs, data_samples)
         with Tap(self, [student_tap for student_tap, _ in self._taps]) as student_maps:
-            losses = super().loss(inputs, data_samples)
+            own_losses = super().loss(inputs, data_samples)
         batch = _Batch(student_maps, answer, data_samples, self.align_corners)
+        losses = {
+            f'distill.{loss.loss_name}': batch.compare(loss, student_tap, teacher_tap)
+            for loss, student_tap, teacher_tap in self.comparisons
+        }
         logits_tap = self.teacher.logits_tap
-        for loss, (student_tap, teacher_tap) in zip(self.distill_losses, self._taps, strict=True):
-            value = batch.compare(loss, student_tap, teacher_tap or logits_tap)
-            losses[f'distill.{loss.loss_name}'] = value
         if self.out_channels > 1 and logits_tap in answer.maps:
             logits, ignore_index = answer.maps[logits_tap], _last(self.decode_head).ignore_index
             losses['distill.teacher_acc'] = self.teacher.accuracy(
                 logits, batch.label_at(logits), ignore_index
             )
-        return losses
+        return {**losses, **own_losses}
+
+    @property
+    def comparisons(self) -> list[tuple[nn.Module, str, str]]:
+        """Each distillation loss with its student and teacher tap, once the teacher is built."""
+        return [
+            (loss, student_tap, teacher_tap or self.teacher.logits_tap)
+            for loss, (student_tap, teacher_tap) in zip(self.distill_losses, self._taps, strict=True)
+        ]
 
     def _require_teacher(self) -> None:
         if not self.teacher.is_built:

@@ -1,8 +1,9 @@
 """The abstract teacher, and its answer to a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mmengine.logging import MessageHub
 from mmseg.models import BaseSegmentor
@@ -60,6 +61,22 @@ class Teacher(ABC):
     @abstractmethod
     def describe(self) -> str:
         """Return a few words for messages that say which teacher this is."""
+
+    def summary(self) -> str:
+        """Return one line for the start of a training: origin, size, precision. Called once it is built."""
+        return self.describe()
+
+    def check(self, student: Mapping[str, Any]) -> None:  # noqa: B027  a teacher may have nothing to check
+        """Check what settings and files tell about this teacher, before anything is built.
+
+        Called when a training is prepared. :meth:`build` checks all of it. Does nothing by default.
+
+        Args:
+            student: The ``model`` settings of the student.
+
+        Raises:
+            ConfigError: This teacher cannot teach that student.
+        """
 
     @abstractmethod
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:

@@ -1,6 +1,7 @@
 """Teacher and student must predict the same classes."""
 
-from mmseg.models import BaseSegmentor
+from collections.abc import Mapping
+from typing import Any
 
 from bdd_seg.errors import ConfigError
 
@@ -25,14 +26,29 @@ def check_class_names(own: tuple[str, ...], expected: tuple[str, ...], teacher: 
     )
 
 
-def check_number_of_classes(own: int, student: BaseSegmentor, teacher: str) -> None:
+def check_number_of_classes(own: int, student: int, teacher: str) -> None:
     """Check that a teacher predicts as many classes as the student.
 
     Raises:
         ConfigError: It does not.
     """
-    if own != student.out_channels:
+    if own != student:
         raise ConfigError(
-            f'the teacher ({teacher}) predicts {own} classes, the student {student.out_channels}. Teacher '
+            f'the teacher ({teacher}) predicts {own} classes, the student {student}. Teacher '
             'and student must be trained for the same classes'
         )
+
+
+def number_of_classes(model: Mapping[str, Any]) -> int | None:
+    """Return how many classes the (last) decode head of a segmentor predicts, None if nothing says so.
+
+    Args:
+        model: The segmentor's settings.
+    """
+    head = model.get('decode_head')
+    if isinstance(head, list | tuple) and head:
+        head = head[-1]
+    if not isinstance(head, Mapping):
+        return None
+    number = head.get('out_channels') or head.get('num_classes')  # mmseg's heads have both
+    return number if isinstance(number, int) else None

@@ -1,8 +1,12 @@
 """A teacher from an mmseg config and a checkpoint."""
 
+import copy
+import functools
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from torch import Tensor, nn
 
 from bdd_seg.distill.taps import default_tap
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream import bfloat16
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.runtime.upstream.checkpoints import (
     AUXILIARY,
@@ -26,7 +31,7 @@ from bdd_seg.runtime.upstream.checkpoints import (
 )
 from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.teachers.base import Answer, Teacher
-from bdd_seg.teachers.classes import check_number_of_classes
+from bdd_seg.teachers.classes import check_number_of_classes, number_of_classes
 from bdd_seg.teachers.frozen import PRECISIONS, FrozenModule
 from bdd_seg.teachers.normalise import renormalise, same_input
 
@@ -97,6 +102,36 @@ class MMSegTeacher(Teacher):
         """Return the config's path."""
         return 'config given as a dict' if isinstance(self.config, dict) else str(self.config)
 
+    def summary(self) -> str:
+        """Return the config's name, the parameters, the checkpoint, and the precision."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        name = self.describe() if isinstance(self.config, dict) else Path(self.config).name
+        precision = "the student's precision" if self.precision is None else self.precision
+        compiled = ', compiled' if self.compile else ''
+        return f'{name}, {parameters / 1e6:.2f} M parameters, {self.checkpoint}, {precision}{compiled}'
+
+    def check(self, student: Mapping[str, Any]) -> None:
+        """Check config, number of classes, and weights, at the cost of reading names and shapes.
+
+        A checkpoint that is still to be downloaded is not checked, nor are the weights of a network that
+        cannot be built without computing.
+
+        Raises:
+            ConfigError: As for :meth:`build`.
+        """
+        config = self.model_config()
+        own, classes = number_of_classes(config), number_of_classes(student)
+        if own is not None and classes is not None:
+            check_number_of_classes(own, classes, self.describe())
+        if str(self.checkpoint).startswith(('http://', 'https://')) and not find_checkpoint(self.checkpoint):
+            return
+        content = _load(self.checkpoint, self.describe(), 'meta')
+        with warnings.catch_warnings():  # they come again where it is built
+            warnings.simplefilter('ignore')
+            model = _without_memory(config)
+            if model is not None:
+                _fit_weights(model, content, self.checkpoint, self.describe())
+
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:
         """Build the network, load its weights, and check that it can teach ``student``.
 
@@ -109,8 +144,10 @@ class MMSegTeacher(Teacher):
         config = self.model_config()
         with torch.random.fork_rng(devices=[]), DefaultScope.overwrite_default_scope('mmseg'):
             model = revert_sync_batchnorm(MODELS.build(config))
-        check_number_of_classes(model.out_channels, student, self.describe())
-        self.class_names = _load_weights(model, self.checkpoint, self.describe())
+        check_number_of_classes(model.out_channels, student.out_channels, self.describe())
+        content = _load(self.checkpoint, self.describe())
+        _fit_weights(model, content, self.checkpoint, self.describe())
+        self.class_names = _class_names(content)
         self.logits_tap = default_tap(model)
         wanted = {tap or self.logits_tap for tap in taps}
         if self.logits_tap in dict(model.named_modules()):  # for the accuracy, wanted or not
@@ -118,6 +155,12 @@ class MMSegTeacher(Teacher):
         self.network = FrozenModule(model, wanted, _tensor_mode, self.precision, self.compile)
         same = same_input(student.data_preprocessor, model.data_preprocessor)
         self._student_preprocessor = None if same else student.data_preprocessor
+        if self.precision == 'bf16':
+            bfloat16.warn_if_slow(
+                "model.teacher.precision='bf16'",
+                "On such a CPU a step was measured at 12.4 times the student's alone. Use precision=None, or "
+                'a CachedTeacher',
+            )
 
     def __call__(self, inputs: Tensor, data_samples: SampleList | None = None) -> Answer:
         """Answer with the outputs of the tapped modules, known everywhere.
@@ -159,7 +202,7 @@ class MMSegTeacher(Teacher):
             ConfigError: There is no such file, or no model in it.
         """
         try:
-            config = self.config if isinstance(self.config, dict) else load_config(self.config)
+            config = self.config if isinstance(self.config, dict) else _read_config(self.config)
         except ConfigError as error:
             raise ConfigError(
                 f'teacher: {error} Paths start at the folder you run in, or write '
@@ -175,12 +218,39 @@ def _tensor_mode(model: nn.Module, inputs: Tensor) -> Tensor:
     return model(inputs, mode='tensor')
 
 
-def _load_weights(model: BaseSegmentor, checkpoint: str | Path, teacher: str) -> tuple[str, ...] | None:
-    """Load strictly but for heads a teacher does not use; return the class names the checkpoint gives."""
+def _read_config(path: str | Path) -> Mapping[str, Any]:
+    """Read a config file, once for the checks and for the building of a teacher."""
+    changed = os.stat(path).st_mtime if os.path.exists(path) else None
+    return copy.deepcopy(_read_version(os.getcwd(), path, changed))  # some classes change their settings
+
+
+@functools.lru_cache(maxsize=1)
+def _read_version(_folder: str, path: str | Path, _changed: float | None) -> Mapping[str, Any]:
+    return load_config(path)
+
+
+def _load(checkpoint: str | Path, teacher: str, device: str = 'cpu') -> dict[str, Any]:
     try:
-        content = load_checkpoint(checkpoint)
+        return load_checkpoint(checkpoint, device)
     except ConfigError as error:
         raise ConfigError(f'teacher ({teacher}): {error}') from error
+
+
+def _without_memory(config: dict[str, Any]) -> BaseSegmentor | None:
+    """Build a network on torch's meta device, or return None if building it computes with tensors."""
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.device('meta'),
+            DefaultScope.overwrite_default_scope('mmseg'),
+        ):
+            return MODELS.build(copy.deepcopy(config))
+    except Exception:  # of any kind; build() tells what is wrong where something is
+        return None
+
+
+def _fit_weights(model: BaseSegmentor, content: dict[str, Any], checkpoint: str | Path, teacher: str) -> None:
+    """Load a checkpoint's weights strictly, but for heads that a teacher does not use."""
     where = f'teacher ({teacher}): checkpoint {str(checkpoint)!r}'
     problem = load_and_report_mismatch(model, weights_of(content, where))
     if problem:
@@ -188,6 +258,9 @@ def _load_weights(model: BaseSegmentor, checkpoint: str | Path, teacher: str) ->
             f'checkpoint {str(checkpoint)!r} does not fit the teacher ({teacher}): {problem}. '
             'Use the config that the checkpoint was trained with'
         )
+
+
+def _class_names(content: dict[str, Any]) -> tuple[str, ...] | None:
     meta = content.get('meta') or {}
     names = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
     return tuple(names) if names else None

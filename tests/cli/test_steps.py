@@ -1,15 +1,25 @@
+import re
 from argparse import Namespace
 
 import pytest
+import torch
+from mmengine.runner import Runner
 
-from bdd_seg.cli.steps import prepare
+from bdd_seg.cli.steps import build_runner, prepare
+from bdd_seg.cli.summary import SummaryHook
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.console import QuietRunner
 from bdd_seg.teachers.cached.pipeline import ReadTeacherCache
 
 
 def flags(config, work_dir, **options) -> Namespace:
     return Namespace(
-        config=str(config), work_dir=str(work_dir), cfg_options=options, launcher='none', local_rank=0
+        config=str(config),
+        work_dir=str(work_dir),
+        cfg_options=options,
+        launcher='none',
+        local_rank=0,
+        verbose=False,
     )
 
 
@@ -65,3 +75,44 @@ def test_a_config_is_checked_before_the_flags_change_it(tiny_configs, tmp_path):
     with pytest.raises(ConfigError, match='the config has no model'):
         prepare(args, 'train', lambda cfg, args: pytest.fail('too early'))
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    'option, value, message',
+    [
+        ('model.teacher.checkpoint', 'absent.pth', "checkpoint 'absent.pth' does not exist"),
+        ('model.teacher.checkpoint', 'other.pth', "checkpoint 'other.pth' does not fit the teacher"),
+        ('model.teacher.config', 'absent.py', "config 'absent.py' does not exist"),
+        ('model.decode_head.num_classes', 7, 'predicts 19 classes, the student 7'),
+    ],
+)
+def test_a_teacher_is_checked_before_anything_is_built(
+    tiny_configs, tmp_path, monkeypatch, option, value, message
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'state_dict': {'weight': torch.zeros(1)}}, 'other.pth')
+    args = flags(tiny_configs['distilled'], tmp_path / 'run', **{option: value})
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        prepare(args, 'train', lambda cfg, args: None)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_testing_needs_no_teacher(tiny_configs, tmp_path):
+    args = flags(tiny_configs['distilled'], tmp_path, **{'model.teacher.checkpoint': 'absent.pth'})
+    assert prepare(args, 'test', lambda cfg, args: None).model.teacher.checkpoint == 'absent.pth'
+
+
+@pytest.mark.parametrize('verbose', [False, True])
+def test_the_runner_is_quiet_unless_told_otherwise(tiny_configs, tmp_path, verbose):
+    cfg = prepare(flags(tiny_configs['student'], tmp_path), 'train', lambda cfg, args: None)
+    cfg.experiment_name = cfg.visualizer.name = f'{tmp_path.name}_{verbose}'
+    runner = build_runner(cfg, verbose)
+    assert isinstance(runner, QuietRunner) is not verbose
+    assert isinstance(runner.hooks[-1], SummaryHook)
+
+
+def test_a_runner_of_the_configs_own_stays(tiny_configs, tmp_path):
+    args = flags(tiny_configs['student'], tmp_path, runner_type='Runner')
+    cfg = prepare(args, 'train', lambda cfg, args: None)
+    cfg.experiment_name = cfg.visualizer.name = tmp_path.name
+    assert type(build_runner(cfg, verbose=False)) is Runner

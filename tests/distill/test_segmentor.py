@@ -112,6 +112,7 @@ def test_a_step_adds_the_named_loss_and_moves_the_student_alone(pair, batch):
     before = copy.deepcopy(distilled.teacher.model.state_dict())
     plain, log = step(student, batch), step(distilled, batch)
     assert set(log) - set(plain) == {'distill.loss_bdd', 'distill.teacher_acc'}
+    assert [*log][:3] == ['loss', 'distill.loss_bdd', 'distill.teacher_acc']  # before those of many heads
     assert log['loss'].item() == pytest.approx((plain['loss'] + log['distill.loss_bdd']).item(), rel=1e-6)
     assert log['decode.loss_ce'] == plain['decode.loss_ce']
     assert not same_weights(student, distilled)

@@ -3,7 +3,6 @@ import http.server
 import logging
 import pickle
 import threading
-from functools import partial
 
 import pytest
 import torch
@@ -393,11 +392,13 @@ def compiled(tiny_configs, student):
     return teacher
 
 
-def test_compiles_for_any_size_of_crop(compiled, teacher, batch, monkeypatch):
-    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
-    for inputs in (batch[0], batch[0][:, :, :24], batch[0][:1, :, :, :40]):
-        torch.testing.assert_close(compiled(inputs).maps[LOGITS], teacher(inputs).maps[LOGITS])
+def test_runs_through_torch_compile(compiled, batch, monkeypatch):
+    """tests/stress/test_compile.py has the real one, which takes half a minute."""
+    monkeypatch.setattr(torch, 'compile', lambda run: lambda inputs: {LOGITS: 2 * run(inputs)[LOGITS]})
+    doubled = compiled(batch[0]).maps[LOGITS]
     assert compiled.network.is_compiled
+    compiled.network._run = compiled.network._tapped
+    assert torch.equal(doubled, 2 * compiled(batch[0]).maps[LOGITS])
 
 
 def test_where_it_cannot_compile_it_runs_without(compiled, teacher, batch, messages, monkeypatch):

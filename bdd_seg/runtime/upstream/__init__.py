@@ -7,9 +7,9 @@ that this package calls instead of the library's.
 
 
 def apply() -> None:
-    """Register this package's file backend, checkpoint loaders, optimizer wrapper, and mmseg's configs."""
+    """Import mmseg quietly, and register file backend, checkpoint loaders, optimizer wrapper and configs."""
     # Here and not above: the check of the installation is in this folder, and comes before mmengine.
-    from bdd_seg.runtime.upstream import atomic_files, bfloat16, checkpoints, configs
+    from bdd_seg.runtime.upstream import atomic_files, bfloat16, checkpoints, configs, console
 
-    for patch in (atomic_files, bfloat16, checkpoints, configs):
+    for patch in (console, atomic_files, bfloat16, checkpoints, configs):
         patch.apply()

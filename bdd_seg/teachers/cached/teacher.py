@@ -1,6 +1,6 @@
 """A teacher that replays cached outputs, warped to each crop."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.teachers.base import Answer, Teacher
-from bdd_seg.teachers.cached.store import TeacherCache
-from bdd_seg.teachers.classes import check_number_of_classes
+from bdd_seg.teachers.cached.store import Manifest, TeacherCache
+from bdd_seg.teachers.classes import check_number_of_classes, number_of_classes
 from bdd_seg.teachers.mmseg import MMSegTeacher
 
 
@@ -52,16 +52,30 @@ class CachedTeacher(Teacher):
         """Return the cache's folder."""
         return f'cache {str(self.cache.folder)!r}'
 
+    def summary(self) -> str:
+        """Return the cache's folder, its number of images, and its taps."""
+        manifest = self.cache.manifest
+        return f'{self.describe()}, {len(manifest.images)} images, {", ".join(self.taps)}'
+
+    def check(self, student: Mapping[str, Any]) -> None:
+        """Check that the cache is complete, and holds as many classes as the student has.
+
+        Raises:
+            ConfigError: There is no cache, it is not complete, or has another number of classes.
+        """
+        manifest = self._complete_manifest()
+        classes = number_of_classes(student)
+        if classes is not None:
+            check_number_of_classes(manifest.num_classes, classes, self.describe())
+
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:
         """Check that the cache holds what ``student`` is to learn from.
 
         Raises:
             ConfigError: There is no cache, it is not complete, lacks a tap, or comes from another teacher.
         """
-        manifest = self.cache.manifest
-        if not manifest.images:
-            raise ConfigError(f'{self.describe()} is not complete; run tools/cache_teacher.py again')
-        check_number_of_classes(manifest.num_classes, student, self.describe())
+        manifest = self._complete_manifest()
+        check_number_of_classes(manifest.num_classes, student.out_channels, self.describe())
         self._check_fingerprint(manifest.teacher)
         wanted = sorted(
             {tap or manifest.logits_tap for tap in taps} | {manifest.logits_tap} & {*manifest.strides}
@@ -120,6 +134,12 @@ class CachedTeacher(Teacher):
             inside = _grids(lie_at, size, manifest.align_corners).abs().amax(dim=-1) <= 1
             masks[tap] = inside.to(inputs.device)
         return Answer(outputs, masks)
+
+    def _complete_manifest(self) -> Manifest:
+        manifest = self.cache.manifest
+        if not manifest.images:
+            raise ConfigError(f'{self.describe()} is not complete; run tools/cache_teacher.py again')
+        return manifest
 
     def _check_fingerprint(self, cached: dict[str, Any]) -> None:
         """Compare with the live teacher that the config names, as far as it is on this machine."""
