@@ -7,14 +7,13 @@ Under torchrun each process takes its share of the batch and DDP averages; the t
 import argparse
 import gc
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from many_processes import TESTS, job, relative_errors
+from many_processes import TESTS, job, relative_errors, torchrun
 from mmengine.config import Config
 from mmengine.dist import all_gather_object
 from mmengine.logging import MMLogger
@@ -25,6 +24,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from warm_python import warm_python
 
 import bdd_seg  # noqa: F401  registers the models
 
@@ -162,11 +162,11 @@ def of_this_process(config: str, case: str, dtype: torch.dtype, ignored: float) 
 
 def gradients_of(processes: int, config: Path, folder: Path, runs: list[tuple[str, str, float]]) -> dict:
     """Return the gradients that this file writes when so many processes run it."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
-    command += [TESTS / 'gradients_of_processes.py', config, folder / 'gradients.pth']
+    script = TESTS / 'gradients_of_processes.py'
+    command = [*torchrun(processes, python=warm_python()), script, config, folder / 'gradients.pth']
     names = [','.join(map(str, run)) for run in runs]
     with job([*command, *names], folder / 'log.txt', folder) as started:
-        assert started.wait(200) == 0, started.output[-3000:]
+        assert started.wait() == 0, started.output[-3000:]
     results = torch.load(folder / 'gradients.pth', weights_only=False)
     assert [*results] == ['sync_bn', *names]
     return results

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmseg.registry import MODELS, TRANSFORMS
 from torch import Tensor
+from warm_python import warm_python
 
 import bdd_seg  # noqa: F401  registers the models
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
@@ -90,10 +91,10 @@ def same(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def run(*arguments, launcher=(), expect=0, timeout=300) -> str:
+def run(*arguments, launcher=(), expect=0) -> str:
     """Run a tool in its own process and return what it printed."""
-    command = [sys.executable, *launcher, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+    command = [warm_python(), *launcher, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == expect, f'{command}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}'
     return done.stdout + done.stderr
 

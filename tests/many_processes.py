@@ -105,7 +105,7 @@ class Job:
     def output(self) -> str:
         return self.log.read_text()
 
-    def wait(self, seconds: float) -> int:
+    def wait(self, seconds: float = 3600) -> int:
         """The exit code; fails where it takes longer."""
         try:
             return self.process.wait(seconds)
@@ -146,10 +146,13 @@ def job(command: Sequence[str], log: Path, cwd: Path, **environment: str) -> Ite
         started.kill()
 
 
-def torchrun(processes: int, *options: str) -> list[str]:
-    """The beginning of a command line that runs a tool on one machine, at a port that is free."""
+def torchrun(processes: int, *options: str, python: str = sys.executable) -> list[str]:
+    """The beginning of a command line that runs a tool on one machine, at a port that is free.
+
+    With ``python=warm_python()`` it starts at once, but :meth:`Job.processes` does not see what it starts.
+    """
     return [
-        sys.executable,
+        python,
         '-m',
         'torch.distributed.run',
         '--standalone',
@@ -160,7 +163,7 @@ def torchrun(processes: int, *options: str) -> list[str]:
 
 def write_config(path: Path, base: Path, *, extra: str = '', **settings: int) -> Path:
     """A config of :data:`CONFIG`; ``extra`` is appended to it."""
-    settings = {'batch_size': 2, 'iterations': 6, 'save_each': 3, 'timeout': 60, **settings}
+    settings = {'batch_size': 2, 'iterations': 6, 'save_each': 3, 'timeout': 600, **settings}
     path.write_text(CONFIG.format(base=str(base), **settings) + extra)
     return path
 

@@ -263,7 +263,7 @@ def test_the_tool_writes_a_data_set_and_a_sheet(tmp_path, monkeypatch, capsys):
     assert run_tool(monkeypatch, '--out', tmp_path / 'a', *counts, *size, '--sheet', sheet) == 0
     said = capsys.readouterr()
     assert said.out == f'{tmp_path / "a"}: 3 scenes drawn, 0 were there already\n'
-    assert said.err.startswith('3/3 scenes, ')
+    assert said.err.splitlines()[-1].startswith('3/3 scenes, ')
     write_dataset(tmp_path / 'b', 2, 1, 48, 96, seed=3)
     assert contents(tmp_path / 'a') == contents(tmp_path / 'b')
     image, labels = draw_scene(scene_rng(3, 'val', 0), 48, 96)

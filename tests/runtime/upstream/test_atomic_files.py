@@ -83,9 +83,10 @@ def test_a_full_disk_ends_a_training_with_a_line_and_leaves_the_last_checkpoint(
     config = tiny_configs['distilled']
     train(config, tmp_path, '--cfg-options', 'train_cfg.max_iters=3')
     limit = (tmp_path / 'iter_3.pth').stat().st_size - 1
-    line = [TRAIN, config, '--work-dir', tmp_path, '--resume']
-    ended = run(limit, *line, launcher=['-c', WITH_LIMIT], expect=1).splitlines()[-1]
+    (tmp_path / 'with_limit.py').write_text(WITH_LIMIT)
+    line = [limit, TRAIN, config, '--work-dir', tmp_path, '--resume']
+    ended = run(tmp_path / 'with_limit.py', *line, expect=1).splitlines()[-1]
     assert ended.startswith(f"error: '{tmp_path}/iter_6.pth' cannot be written: File too large")
     assert not list(tmp_path.glob('iter_6*'))
-    assert 'resumed epoch: 0, iter: 3' in train(config, tmp_path, '--resume')
+    assert 'iterations  4 to 6' in train(config, tmp_path, '--resume')
     assert load_checkpoint(tmp_path / 'iter_6.pth')['meta']['iter'] == 6
