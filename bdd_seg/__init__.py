@@ -1,9 +1,9 @@
 """Balance divergence distillation for mmseg. Importing it registers models, data sets, losses and hooks."""
 
 from bdd_seg.runtime.upstream.installation import check_installation
-from bdd_seg.runtime.upstream.threads import wait_passively
+from bdd_seg.runtime.upstream.threads import shorten_waits
 
-wait_passively()
+shorten_waits()
 check_installation()
 
 from bdd_seg.runtime import upstream  # noqa: E402

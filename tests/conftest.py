@@ -1,6 +1,7 @@
 """Tiny networks, configs and checkpoints that the tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from bdd_seg.datasets.street_scenes import write_dataset
 
 # Of the tools that tests start, too: with tiny networks threads only get into each other's way.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+# A shell's background job ignores Ctrl-C, and so would the tools that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope='session')

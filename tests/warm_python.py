@@ -141,16 +141,13 @@ def look_after(connection: socket.socket) -> dict:
     for stream in streams:
         os.close(stream)
     connection.sendall(process.to_bytes(8, 'big'))
-    while True:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            with suppress(OSError):
-                connection.sendall(status.to_bytes(8, 'big'))
-            os._exit(0)
-        if select.select([connection], [], [], 0.02)[0]:  # the client was killed
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            os._exit(0)
+    ready, _, _ = select.select([os.pidfd_open(process), connection], [], [])
+    if connection in ready:  # the client was killed
+        os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    with suppress(OSError):
+        connection.sendall(status.to_bytes(8, 'big'))
+    os._exit(0)
 
 
 def run(command: dict) -> None:

@@ -42,7 +42,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         '--verbose',
         action='store_true',
         default=is_verbose(),
-        help='print all that mmengine and mmseg do; BDD_SEG_VERBOSE=1 also what their imports print',
+        help='show the whole log on the console; BDD_SEG_VERBOSE=1 shows what imports print as well',
     )
 
 

@@ -39,8 +39,8 @@ STUDY = Path(bdd_seg.study.__file__).with_name('demo.yaml')
 SCENES = (600, 100)  # of the train and the val split
 SIZE = (128, 256)
 # On two cores: seconds of an iteration, and of the start and the evaluation of a training.
-PACE = {'teacher': 0.41, 'alone': 0.21, 'distilled': 0.31}
-MORE_SECONDS = 20
+SECONDS_PER_ITERATION = {'teacher': 0.41, 'alone': 0.21, 'distilled': 0.31}
+OVERHEAD_SECONDS = 20
 
 
 def parse_args() -> argparse.Namespace:
@@ -100,7 +100,7 @@ class DemoSession(Session):
             if step.work_dir == work_dir:
                 name = f'[demo] step {number} of {1 + len(self.steps)}: {step.label}'
                 return ProgressLine(name, work_dir, say, seconds, partial(seconds_left, self.steps))
-        return super().progress_line(name, work_dir, seconds)  # an evaluation
+        return super().progress_line(name, work_dir, seconds)
 
 
 def plan(study: Study, teacher: Path, folder: Path, seed: int) -> list[Step]:
@@ -111,7 +111,13 @@ def plan(study: Study, teacher: Path, folder: Path, seed: int) -> list[Step]:
         training = make_run(study, name, 'final', seed, {})
         steps.append((method.label, folder / training.name, training))
     return [
-        Step(label, work_dir, training.cfg.train_cfg.max_iters, PACE[training.method], MORE_SECONDS)
+        Step(
+            label,
+            work_dir,
+            training.cfg.train_cfg.max_iters,
+            SECONDS_PER_ITERATION[training.method],
+            OVERHEAD_SECONDS,
+        )
         for label, work_dir, training in steps
     ]
 

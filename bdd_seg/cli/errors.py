@@ -21,9 +21,9 @@ _SIGNALS = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
 }
-# Set by launchers for what they start. Where one process has died, they send SIGTERM to the others. Those
-# wait for it in C code, where Python runs no handler: they have to end as the system does it.
-_LAUNCHED = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+# Set by launchers: how many processes they start. Where one has died, they send SIGTERM to the others. Those
+# wait for it in C code, where Python runs no handler, so SIGTERM keeps its default action there.
+_SIZES = ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def one_line_errors(if_interrupted: str = 'interrupted') -> Iterator[None]:
             gc.collect()
             distributed.destroy_process_group()
     except (Exception, KeyboardInterrupt) as error:
-        # What is interrupted may raise something else, such as a loader that misses its processes.
+        # An interrupted call may raise another exception, such as a data loader whose workers have gone.
         if received or isinstance(error, KeyboardInterrupt):
             with suppress(OSError):  # the terminal may be gone
                 print(if_interrupted, file=sys.stderr, flush=True)
@@ -68,15 +68,15 @@ def _signals_interrupt(received: list[int]) -> Iterator[None]:
         now = time.monotonic()
         # Some programs send a signal to a process and to its group. The second one must not disturb what the
         # first one has begun. A second Ctrl-C, later, interrupts that.
-        again, last = now < last + 1, now
         received.append(number)
-        if not again:
+        if now >= last + 1:
+            last = now
             raise KeyboardInterrupt
 
     earlier = {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
         for number, default in _SIGNALS.items():
-            if number == signal.SIGTERM and any(name in os.environ for name in _LAUNCHED):
+            if number == signal.SIGTERM and any(os.environ.get(name, '1') != '1' for name in _SIZES):
                 continue
             # Ignored signals stay ignored: SIGHUP below nohup, SIGINT in what a script starts with "&".
             if signal.getsignal(number) == default:

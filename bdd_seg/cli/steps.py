@@ -47,7 +47,7 @@ def prepare(
     Raises:
         ConfigError: The config cannot work.
     """
-    _spare_collections()
+    _freeze_imports()
     if not args.verbose:
         quiet_warnings()
     cfg = config_from(args)
@@ -57,20 +57,21 @@ def prepare(
     if mode == 'train':
         check_sync_bn(plain_model(cfg.model))
     apply_flags(cfg, args)
+    if mode == 'train':
+        check_teacher(cfg)
     check_datasets(cfg, *LOADERS[mode])
     if mode == 'train':
         read_teacher_cache(cfg)
-        check_teacher(cfg)
     check_data(cfg, mode)  # after all other changes to the data pipelines
     make_folder(cfg.work_dir, '--work-dir')
     return cfg
 
 
-def _spare_collections() -> None:
-    """Take what the imports have made out of garbage collections, once for a process.
+def _freeze_imports() -> None:
+    """Exclude imported objects from garbage collection, once for a process.
 
-    A collection looks at all of it in a quarter of a second. A start has eight, and every worker of a data
-    loader that is forked would copy the memory which its own collections touch.
+    A collection takes a quarter of a second to look at them, and a start has eight. Workers of data loaders,
+    which are forked, would also copy the memory that their collections touch.
     """
     if not gc.get_freeze_count():
         gc.freeze()

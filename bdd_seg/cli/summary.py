@@ -80,7 +80,7 @@ def _network(model: nn.Module) -> str:
     names = []
     for part in ('backbone', 'decode_head'):
         module = getattr(model, part, None)
-        if isinstance(module, nn.ModuleList):  # the heads of a cascade
+        if isinstance(module, nn.ModuleList) and len(module):  # the heads of a cascade
             module = module[-1]
         if module is not None:
             names.append(type(module).__name__)
@@ -99,7 +99,9 @@ def _losses(model: SegDistiller) -> list[tuple[str, str]]:
     lines = []
     for loss, student_tap, teacher_tap in model.comparisons:
         weight = getattr(loss, 'loss_weight', None)
-        kind = type(loss).__name__ if weight is None else f'{weight:g} × {type(loss).__name__}'
+        kind = type(loss).__name__
+        if isinstance(weight, int | float):
+            kind = f'{weight:g} × {kind}'
         taps = f'{student_tap} of both'
         if student_tap != teacher_tap:
             taps = f"{student_tap} and the teacher's {teacher_tap}"

@@ -19,6 +19,8 @@ def main() -> None:
     args = parse_args()
     cfg = prepare(args, 'train', apply_flags)
     with hold_work_dir(cfg.work_dir, cfg.launcher):
+        if args.resume and 'load_from' not in (args.cfg_options or {}):
+            resume(cfg)  # only now can no other training write checkpoints here
         build_runner(cfg, args.verbose).train()
 
 
@@ -38,8 +40,6 @@ def parse_args() -> argparse.Namespace:
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     """Change the config as ``--resume`` and ``--amp`` say."""
     cfg.resume = args.resume
-    if args.resume and 'load_from' not in (args.cfg_options or {}):
-        resume(cfg)
     if args.amp:
         enable_amp(cfg)
 

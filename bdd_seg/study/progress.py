@@ -63,14 +63,14 @@ class Step(NamedTuple):
         work_dir: Its work dir.
         iterations: The number of its iterations.
         seconds: Time of an iteration on a machine on which all steps were measured.
-        more_seconds: Time there for the rest: its start, and the evaluation.
+        overhead_seconds: Time there for the rest: its start, and the evaluation.
     """
 
     label: str
     work_dir: Path
     iterations: int
     seconds: float
-    more_seconds: float
+    overhead_seconds: float
 
 
 def seconds_left(steps: Sequence[Step]) -> float:
@@ -81,13 +81,13 @@ def seconds_left(steps: Sequence[Step]) -> float:
         for step, progress in zip(steps, found, strict=True)
         if progress is not None
     ]
-    slower, left = mean(paces or [1.0]), 0.0
+    slowdown, left = mean(paces or [1.0]), 0.0
     for step, progress in zip(steps, found, strict=True):
         if progress is None:
-            left += slower * (step.iterations * step.seconds + step.more_seconds)
+            left += slowdown * (step.iterations * step.seconds + step.overhead_seconds)
         else:
             left += progress.seconds_left
-            left += slower * step.more_seconds * (1 - progress.done / progress.total)
+            left += slowdown * step.overhead_seconds * (1 - progress.done / progress.total)
     return left
 
 

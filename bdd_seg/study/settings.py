@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bdd_seg.errors import ConfigError
 
 PROJECT = Path(__file__).parents[1] / '.mim'
-"""The folder that holds ``configs`` and ``tools``: in a checkout by links, in an installation itself."""
+"""The folder that holds ``configs`` and ``tools``: links in a checkout, copies in an installation."""
 
 Options = dict[str, Any]
 """Overrides of a config: dotted key → value, where ``loss.`` is short for the first distillation loss."""

@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def end(command: subprocess.Popen) -> None:
-    """Ask the command to end, and kill the process group, this process included, when it has or will not."""
+    """Ask the command to end. Once it has, or time is over, kill the process group with this process."""
     command.terminate()
     try:
         command.wait(SECONDS_TO_END)

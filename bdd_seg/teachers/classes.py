@@ -50,5 +50,6 @@ def number_of_classes(model: Mapping[str, Any]) -> int | None:
         head = head[-1]
     if not isinstance(head, Mapping):
         return None
-    number = head.get('out_channels') or head.get('num_classes')  # mmseg's heads have both
+    # One output for two classes. Else out_channels is the number of classes, or Mask2Former's width.
+    number = 1 if head.get('out_channels') == 1 else head.get('num_classes')
     return number if isinstance(number, int) else None

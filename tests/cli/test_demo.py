@@ -22,12 +22,9 @@ from bdd_seg.cli import demo
 from bdd_seg.errors import ConfigError
 from bdd_seg.study.settings import load_study
 
-# A job in the background of a shell ignores Ctrl-C, and so would what it starts.
 SMALL = """
-import signal
 from pathlib import Path
 from bdd_seg.cli import demo
-signal.signal(signal.SIGINT, signal.default_int_handler)
 demo.STUDY, demo.SCENES, demo.SIZE = Path({!r}), (8, 4), (48, 96)
 demo.main()
 """
@@ -75,20 +72,31 @@ def descendants(pid: int) -> list[int]:
     return [*children, *(pid for child in children for pid in descendants(child))]
 
 
+def pid_in(work_dir: Path, tool: subprocess.Popen) -> int:
+    """The process that holds a work dir, as soon as one does."""
+    while True:
+        try:
+            return json.loads((work_dir / '.running').read_text())['pid']
+        except (FileNotFoundError, json.JSONDecodeError):
+            assert tool.poll() is None
+            time.sleep(0.05)
+
+
 @pytest.fixture(scope='module')
 def interrupted(study) -> dict:
     """A call that Ctrl-C ends while the teacher trains, and one beside it."""
     runs = study.parent / 'runs'
     with call(study) as tool:
-        while not list((runs / 'teacher').glob('.running')):
-            assert tool.poll() is None
-            time.sleep(0.1)
+        training = pid_in(runs / 'teacher', tool)
+        os.kill(training, signal.SIGSTOP)  # so that it does not end before the signal comes
         with pytest.MonkeyPatch.context() as patch:
+            make_small(patch, study)
             refused = complaint(patch, ROOT / 'tools/demo.py', '--work-dir', runs)
-        pid = json.loads((runs / '.running').read_text())['pid']
+        pid = pid_in(runs, tool)
         family = descendants(pid)
         tool.send_signal(signal.SIGINT)
-        errors = tool.communicate(timeout=300)[1]
+        os.kill(training, signal.SIGCONT)
+        errors = tool.communicate()[1]
         assert tool.returncode == 130
     return {'pid': pid, 'family': family, 'errors': errors, 'refused': refused}
 

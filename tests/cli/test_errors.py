@@ -60,6 +60,7 @@ def test_signals_interrupt_and_handlers_are_given_back(capfd, monkeypatch, name,
                 raise error
 
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    monkeypatch.setattr(errors.time, 'monotonic', lambda: 10.0)
     number, cleaned = getattr(signal, name), []
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended, one_line_errors('interrupted; go on'):
@@ -86,7 +87,7 @@ def test_a_second_ctrl_c_interrupts_the_cleaning(capfd, monkeypatch):
 
 def test_ignored_signals_stay_ignored_and_launchers_end_their_processes_themselves(monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with one_line_errors():

@@ -28,7 +28,7 @@ def test_a_checkpoint_half_written_is_not_evaluated(tiny_configs, monkeypatch, t
 
 
 def git(folder: Path, *arguments) -> str:
-    person = ['-c', 'user.name=a', '-c', 'user.email=a@b']
+    person = ['-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'commit.gpgsign=false']
     return subprocess.run(
         ['git', '-C', folder, *person, *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()

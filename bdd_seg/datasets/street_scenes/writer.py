@@ -71,6 +71,11 @@ def claim_folder(root: Path, settings: dict[str, int], wanted: set[Path]) -> Non
         raise FileExistsError(f'{root} holds {more}: ask for more scenes, {advice}')
 
 
+def drawing_pool(workers: int) -> ProcessPoolExecutor:
+    """Return a pool of forked processes. Others would import the whole package anew."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context('fork'), initializer=start_worker)
+
+
 def start_worker() -> None:
     """Keep a worker to one core, let it finish its scene on Ctrl-C, and end it with its parent."""
     cv2.setNumThreads(0)
@@ -138,7 +143,7 @@ def write_dataset(
     missing = [scene for scene, files in paths.items() if not all(map(Path.exists, files))]
     write = partial(write_scene, root, seed, height, width)
     parallel = workers > 1 and missing
-    with ProcessPoolExecutor(workers, initializer=start_worker) if parallel else nullcontext() as pool:
+    with drawing_pool(workers) if parallel else nullcontext() as pool:
         try:
             written = pool.map(write, missing) if pool else map(write, missing)
             for done, _ in enumerate(written, 1):

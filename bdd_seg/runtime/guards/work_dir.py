@@ -24,8 +24,9 @@ def hold_work_dir(folder: str | Path, launcher: str = 'none') -> Iterator[None]:
     """Keep other trainings out of a folder, which is made if it does not exist.
 
     A POSIX lock on the file ``.running`` holds the folder. The lock ends with this process, also after
-    SIGKILL. Processes that this one forks do not inherit it, and NFS passes it on to other machines. The file
-    names the process for those that are refused. It may be left behind by a kill, which blocks nobody.
+    SIGKILL. Processes that this one forks do not inherit it. NFS passes it on to other machines, unless it is
+    mounted with local locks. The file names the process for those that are refused. It may be left behind by
+    a kill, which blocks nobody.
 
     Closing any descriptor of the file drops the lock, so a process must not hold a folder twice.
 
@@ -47,7 +48,7 @@ def hold_work_dir(folder: str | Path, launcher: str = 'none') -> Iterator[None]:
             'pid': os.getpid(),
             'host': socket.gethostname(),
             'since': time.strftime('%Y-%m-%d %H:%M:%S'),
-            'command': shlex.join(sys.argv),
+            'command': ' '.join([sys.argv[0], *map(shlex.quote, sys.argv[1:])]),
         }
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(holder).encode())
@@ -81,12 +82,12 @@ def _open_locked(file: Path) -> int:
 
 
 def _lock(descriptor: int, file: Path) -> None:
-    holder = _read_holder(file)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # POSIX allows either
-        raise _in_use(file, holder) from error
+        raise _in_use(file, _read_holder(descriptor)) from error
     except OSError:  # a file system without locks, where the file's content has to do
+        holder = _read_holder(descriptor)
         if holder.get('host') == socket.gethostname():
             if _is_alive(holder['pid']):
                 raise _in_use(file, holder) from None
@@ -107,16 +108,17 @@ def _in_use(file: Path, holder: dict) -> ConfigError:
     )
 
 
-def _read_holder(file: Path) -> dict:
+def _read_holder(descriptor: int) -> dict:
     """Return the content of the file, nothing where it is being written."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
+        content = json.loads(os.pread(descriptor, 1 << 16, 0))
+    except ValueError:
         return {}
+    return content if isinstance(content, dict) and {'host', 'pid'} <= content.keys() else {}
 
 
 def _is_alive(pid: int) -> bool:
-    """Return True for another process of this machine. In containers, new ones often have the old number."""
+    """Return True for a living process. One with our own number is gone: containers use numbers again."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -59,7 +59,7 @@ class BFloat16OptimWrapper(OptimWrapper):
         super().__init__(optimizer, accumulative_counts, clip_grad)
         warn_if_slow(
             '--amp',
-            'On such a CPU a step was measured at 4.4 times one in float32. Train without --amp',
+            'A training step was measured there at 4.4 times one in float32. Use OptimWrapper, without --amp',
         )
 
     @contextmanager

@@ -10,9 +10,7 @@ from mmengine.config import Config
 
 
 def skip_layout(cfg: Config) -> None:
-    """Let a config's text, in the log, the work dir and checkpoints, be plain Python with an item a line.
-
-    It has the same content.
+    """Write a config's text in log, work dir and checkpoints without yapf: the same content, one item a line.
 
     Args:
         cfg: The whole config, changed in place.

@@ -84,7 +84,7 @@ class QuietRunner(Runner):
     """
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """Build the Runner's logger, and keep its console back."""
+        """Build the Runner's logger, and limit its console to warnings."""
         logger = super().build_logger(*args, **kwargs)
         self._levels = {handler: handler.level for handler in logger.handlers if _is_console(handler)}
         for handler, level in self._levels.items():

@@ -28,7 +28,8 @@ def check_installation(installed: Mapping[str, str] | None = None) -> None:
         ImportError: Something is not as it must be. The message is one line with the command that mends it.
     """
     if installed is None:
-        installed = {(dist.metadata['Name'] or '').lower(): dist.version for dist in metadata.distributions()}
+        found = [dist for dist in metadata.distributions() if 'Name' in dist.metadata]  # not in broken ones
+        installed = {dist.metadata['Name'].lower(): dist.version for dist in found}
     builds = [pin.partition('==')[0] for pin in PINS]
     present = [name for name in builds if name in installed]
     originals = [name for name in _ORIGINALS if name in installed]
