@@ -10,8 +10,10 @@ import importlib
 import io
 import logging
 import os
+import sys
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from mmengine.logging import MMLogger
@@ -92,10 +94,29 @@ class QuietRunner(Runner):
             handler.addFilter(_can_be_acted_on)
         return logger
 
+    def _log_env(self, env_cfg: dict) -> None:
+        """Log the environment. A shell that mmengine asks for the compiler complains where there is none."""
+        with _without_stderr():
+            super()._log_env(env_cfg)
+
     def open_console(self) -> None:
         """Let the console show everything that is logged from here on."""
         for handler, level in self._levels.items():
             handler.setLevel(level)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discard what this process and those that it starts write to stderr."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _is_console(handler: logging.Handler) -> bool:

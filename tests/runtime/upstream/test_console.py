@@ -1,10 +1,12 @@
 import logging
+import os
 import warnings
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from bdd_seg.runtime.upstream.console import QuietRunner, is_verbose, quiet_warnings
 
@@ -37,6 +39,15 @@ def test_the_log_file_has_what_the_console_leaves_out(build_runner, capsys):
     assert len(printed.splitlines()) == 2
     for text in ('System environment', 'Hooks will be executed', 'train_dataloader = dict(', 'a warning'):
         assert text in log
+
+
+def test_a_shell_that_finds_no_compiler_is_not_heard(build_runner, capfd, monkeypatch):
+    monkeypatch.setattr(Runner, '_log_env', lambda runner, env_cfg: os.system('echo sh: no gcc >&2'))
+    build_runner().logger.warning('a warning')
+    printed = capfd.readouterr()
+    assert 'no gcc' not in printed.out + printed.err
+    os.system('echo heard again >&2')
+    assert capfd.readouterr().err == 'heard again\n'
 
 
 def test_logged_warnings_that_nobody_can_act_on_are_left_out(build_runner, capsys):
