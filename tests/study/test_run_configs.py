@@ -177,7 +177,7 @@ def test_a_shipped_config_is_found_from_anywhere(study, monkeypatch, tmp_path):
     name = 'configs/pspnet/pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py'
     made = study(methods={'alone': {'label': 'a', 'config': name}})
     monkeypatch.chdir(tmp_path)
-    assert make_run(made, 'alone', 'final', 0, {}).cfg.train_cfg.max_iters == 400
+    assert make_run(made, 'alone', 'final', 0, {}).cfg.train_cfg.max_iters == 300
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text(f'_base_ = {str(ROOT / name)!r}\ntrain_cfg = dict(max_iters=7)')
     assert make_run(made, 'alone', 'final', 0, {}).cfg.train_cfg.max_iters == 7
