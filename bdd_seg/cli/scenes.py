@@ -78,10 +78,11 @@ class Progress:
 
     def __init__(self) -> None:
         self.start = self.shown = time.monotonic()
+        self.seconds = 0.5 if sys.stderr.isatty() else 10.0  # between lines that stay
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if done < total and now - self.shown < 0.5:
+        if done < total and now - self.shown < self.seconds:
             return
         self.shown = now
         rate = done / max(now - self.start, 1e-9)
