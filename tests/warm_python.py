@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,8 +36,8 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @functools.cache
 def warm_python() -> str:
     """Start the server, and return the path of the executable."""
-    folder = tempfile.TemporaryDirectory(prefix='warm')
-    executable, address = Path(folder.name, 'python'), Path(folder.name, 'socket')
+    folder = tempfile.mkdtemp(prefix='warm')  # a TemporaryDirectory would be removed by any fork
+    executable, address = Path(folder, 'python'), Path(folder, 'socket')
     client = [sys.executable, '-IS', __file__, sys.executable, str(address)]
     quoted = ' '.join(f"'{word}'" for word in client)
     executable.write_text(f'#!/bin/sh\nexec {quoted} "$@"\n')
@@ -58,7 +59,7 @@ def warm_python() -> str:
         assert server.stdin is not None
         server.stdin.close()
         server.wait()
-        folder.cleanup()
+        shutil.rmtree(folder)
 
     atexit.register(close)
     return str(executable)

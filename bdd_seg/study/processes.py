@@ -98,7 +98,8 @@ def run_command(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=[receiver.fileno()],
-            env={**os.environ, **environment},
+            # So that a command's error is the last line, below what it printed before.
+            env={**os.environ, 'PYTHONUNBUFFERED': '1', **environment},
         )
         try:
             _wait(process, stop, follow, note)
