@@ -4,7 +4,7 @@ Reason: by default GNU's OpenMP, which torch brings, lets a thread that waits sp
 that is shared with anything else it takes the core from a thread that works. Beside one busy process the
 demo's steps took 5 to 17 times as long as on an idle machine, and with this setting 3 times as long.
 OMP_WAIT_POLICY=PASSIVE, to sleep at once, brings that to 2 times, but costs 1.4 times on an idle machine.
-Test: tests/runtime/upstream/test_threads.py; the README has the figures.
+Test: tests/runtime/upstream/test_threads.py; benchmarks/step_cost.py beside a busy process measures it.
 Goes when: torch or its OpenMP waits more briefly by default.
 """
 
