@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import CONFIGS, NAMES, ROOT, WIDTH, build, tiny_config
+from hypothesis import settings
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -19,6 +20,10 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 # A shell's background job ignores Ctrl-C, and so would the tools that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Hypothesis tries the same examples each time. Tests in make stress ask for others.
+settings.register_profile('fixed', derandomize=True, deadline=None)
+settings.load_profile('fixed')
 
 
 @pytest.fixture(autouse=True, scope='session')
