@@ -12,13 +12,7 @@ from bdd_seg.cli.config_check import KNOWN_KEYS
 from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.runtime.upstream.configs import load_config, type_name
 from bdd_seg.runtime.upstream.console import is_verbose
-
-# Per launcher, a variable that it sets for the processes that it starts, and its command.
-_LAUNCHED_BY = {
-    'pytorch': ('RANK', 'torchrun --nproc-per-node=GPUS'),
-    'slurm': ('SLURM_PROCID', 'srun'),
-    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
-}
+from bdd_seg.runtime.upstream.processes import LAUNCHERS
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +26,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help='override settings of the config: key=value, lists as key="[a,b]" or key=a,b, nested ones as '
         'key="[(a,b),(c,d)]"; the quotation marks are needed, and no white space is allowed in lists',
     )
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
-    )
+    parser.add_argument('--launcher', choices=['none', *LAUNCHERS], default='none', help='job launcher')
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help='set by older torch launchers'
     )
@@ -79,9 +71,11 @@ def config_from(args: argparse.Namespace) -> Config:
             has not started this process.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if args.launcher != 'none' and _LAUNCHED_BY[args.launcher][0] not in os.environ:
-        variable, command = _LAUNCHED_BY[args.launcher]
-        raise ConfigError(f'--launcher {args.launcher}: {variable} is not set. Start the tool by {command}')
+    launcher = LAUNCHERS.get(args.launcher)
+    if launcher is not None and launcher.needs not in os.environ:
+        raise ConfigError(
+            f'--launcher {args.launcher}: {launcher.needs} is not set. Start the tool by {launcher.command}'
+        )
     cfg = load_config(args.config)
     cfg.launcher = args.launcher
     for key, value in (args.cfg_options or {}).items():

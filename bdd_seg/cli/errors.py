@@ -15,15 +15,13 @@ import torch
 from torch import distributed
 
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.processes import LAUNCHERS
 
 _SIGNALS = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
 }
-# Set by launchers: how many processes they start. Where one has died, they send SIGTERM to the others. Those
-# wait for it in C code, where Python runs no handler, so SIGTERM keeps its default action there.
-_SIZES = ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
 
 @contextmanager
@@ -73,10 +71,13 @@ def _signals_interrupt(received: list[int]) -> Iterator[None]:
             last = now
             raise KeyboardInterrupt
 
+    # Where one of its processes has died, a launcher sends SIGTERM to the others. Those wait in C code, where
+    # Python runs no handler, so SIGTERM keeps its default action there.
+    launched = any(os.environ.get(launcher.size, '1') != '1' for launcher in LAUNCHERS.values())
     earlier = {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
         for number, default in _SIGNALS.items():
-            if number == signal.SIGTERM and any(os.environ.get(name, '1') != '1' for name in _SIZES):
+            if number == signal.SIGTERM and launched:
                 continue
             # Ignored signals stay ignored: SIGHUP below nohup, SIGINT in what a script starts with "&".
             if signal.getsignal(number) == default:

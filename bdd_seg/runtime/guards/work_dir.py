@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.processes import LAUNCHERS
 
 LOCK_FILE = '.running'
-# Per launcher, the variable that holds a process's number among all that it starts.
-_RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 
 
 @contextmanager
@@ -37,7 +36,7 @@ def hold_work_dir(folder: str | Path, launcher: str = 'none') -> Iterator[None]:
     Raises:
         ConfigError: Another process holds the folder, or it cannot be written to.
     """
-    if launcher != 'none' and os.environ.get(_RANKS[launcher], '0') != '0':
+    if launcher != 'none' and os.environ.get(LAUNCHERS[launcher].rank, '0') != '0':
         yield
         return
     file = Path(folder) / LOCK_FILE

@@ -9,7 +9,7 @@ Goes when: mmengine joins over gloo where there is no GPU, and torchrun's defaul
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -18,6 +18,30 @@ from torch import distributed
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.configs import walk
+
+
+class Launcher(NamedTuple):
+    """A program that starts processes, and the environment variables that it sets for them.
+
+    Attributes:
+        command: The program, as a user calls it.
+        needs: The variable by which mmengine finds a process's GPU.
+        rank: The variable with a process's number among all.
+        size: The variable with the number of all.
+    """
+
+    command: str
+    needs: str
+    rank: str
+    size: str
+
+
+LAUNCHERS = {
+    'pytorch': Launcher('torchrun --nproc-per-node=GPUS', 'RANK', 'RANK', 'WORLD_SIZE'),
+    'slurm': Launcher('srun', 'SLURM_PROCID', 'SLURM_PROCID', 'SLURM_STEP_NUM_TASKS'),
+    'mpi': Launcher('mpirun', 'OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
+}
+"""Value of ``--launcher`` → launcher."""
 
 
 def join_processes(cfg: Config) -> None:
