@@ -29,7 +29,7 @@ from bdd_seg.runtime.upstream.atomic_files import write_json
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
-from bdd_seg.study.configs import make_run, reference_runs
+from bdd_seg.study.configs import reference_runs
 from bdd_seg.study.logs import seconds_per_iteration
 from bdd_seg.study.progress import ProgressLine, Step, seconds_left
 from bdd_seg.study.session import Session, say
@@ -78,21 +78,38 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f'study {str(STUDY)!r} names no teacher')
     checkpoint = args.work_dir / 'teacher' / study.teacher.checkpoint.name
     study = place(study, study.teacher, args.data, checkpoint, args.seed)
-    steps = plan(study, checkpoint.parent, args.work_dir, args.seed)
-    say(f'[demo] step 1 of {1 + len(steps)}: street scenes (generated, in the layout of Cityscapes)')
+    session = DemoSession(study, args.work_dir, f'python tools/demo.py --seed {args.seed}')
+    say(f'[demo] step 1 of {1 + len(session.steps)}: street scenes (generated, in the layout of Cityscapes)')
     draw(args.data, SCENES, SIZE, seed=0, workers=os.cpu_count() or 1)
     claim_teacher(study, checkpoint, args.seed)
-    session = DemoSession(study, args.work_dir, f'python tools/demo.py --seed {args.seed}', steps)
     session.run()
     print_table(session, checkpoint, args.seed, time.monotonic() - start)
 
 
 class DemoSession(Session):
-    """The demo's study. Lines of progress have the time left of the whole demo."""
+    """The demo's study. Lines of progress have the time left of the whole demo.
 
-    def __init__(self, study: Study, folder: Path, command: str, steps: list[Step]) -> None:
+    Attributes:
+        steps: The trainings in their order: the teacher, the student alone and distilled.
+    """
+
+    def __init__(self, study: Study, folder: Path, command: str) -> None:
         super().__init__(study, folder, command, jobs=1)
-        self.steps = steps
+        (teacher,) = reference_runs(study)
+        assert teacher.checkpoint is not None
+        trainings = [('teacher', teacher.checkpoint.parent, teacher)]
+        for run in self.final_runs():
+            trainings.append((study.methods[run.method].label, folder / run.name, run))
+        self.steps = [
+            Step(
+                label,
+                work_dir,
+                run.cfg.train_cfg.max_iters,
+                SECONDS_PER_ITERATION[run.method],
+                OVERHEAD_SECONDS,
+            )
+            for label, work_dir, run in trainings
+        ]
 
     def progress_line(self, name: str, work_dir: Path, seconds: float = 10) -> ProgressLine:
         """Return what tells the progress of the training in a work dir, and of all."""
@@ -101,25 +118,6 @@ class DemoSession(Session):
                 name = f'[demo] step {number} of {1 + len(self.steps)}: {step.label}'
                 return ProgressLine(name, work_dir, say, seconds, partial(seconds_left, self.steps))
         return super().progress_line(name, work_dir, seconds)
-
-
-def plan(study: Study, teacher: Path, folder: Path, seed: int) -> list[Step]:
-    """Return the trainings in their order: the teacher in its work dir, the student alone and distilled."""
-    (reference,) = reference_runs(study)
-    steps = [('teacher', teacher, reference)]
-    for name, method in study.methods.items():
-        training = make_run(study, name, 'final', seed, {})
-        steps.append((method.label, folder / training.name, training))
-    return [
-        Step(
-            label,
-            work_dir,
-            training.cfg.train_cfg.max_iters,
-            SECONDS_PER_ITERATION[training.method],
-            OVERHEAD_SECONDS,
-        )
-        for label, work_dir, training in steps
-    ]
 
 
 def place(study: Study, teacher: Reference, data: Path, checkpoint: Path, seed: int) -> Study:

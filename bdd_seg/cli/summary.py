@@ -11,7 +11,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from bdd_seg.distill.segmentor import SegDistiller
-from bdd_seg.distill.student import plain_model
+from bdd_seg.distill.student import PLAIN_TYPES
 from bdd_seg.runtime.upstream.configs import leaf_datasets, type_name
 from bdd_seg.runtime.upstream.console import QuietRunner
 from bdd_seg.runtime.upstream.models import unwrapped
@@ -86,7 +86,7 @@ def _network(model: nn.Module) -> str:
             names.append(type(module).__name__)
     losses = [*model.distill_losses.parameters()] if isinstance(model, SegDistiller) else []
     parameters = _count(model.parameters()) - _count(losses)
-    kind = plain_model({'type': type(model).__name__})['type']
+    kind = PLAIN_TYPES.get(type(model).__name__, type(model).__name__)
     parts = f' of {" and ".join(names)}' if names else ''
     return f'{kind}{parts}, {parameters / 1e6:.2f} M parameters'
 

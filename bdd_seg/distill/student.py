@@ -6,12 +6,13 @@ from typing import Any
 
 from mmengine.config import Config
 
-_PLAIN_TYPES = {'SegDistiller': 'EncoderDecoder', 'CascadeSegDistiller': 'CascadeEncoderDecoder'}
+PLAIN_TYPES = {'SegDistiller': 'EncoderDecoder', 'CascadeSegDistiller': 'CascadeEncoderDecoder'}
+"""Type of a distiller → that of its student."""
 
 
 def is_distiller(model: Mapping[str, Any]) -> bool:
     """Return whether the ``model`` settings of a config are those of a distiller."""
-    return model.get('type') in _PLAIN_TYPES
+    return model.get('type') in PLAIN_TYPES
 
 
 def plain_model(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def plain_model(model: Mapping[str, Any]) -> dict[str, Any]:
     if not is_distiller(model):
         return dict(model)
     student = {key: value for key, value in model.items() if key not in ('teacher', 'distill_losses')}
-    return {**student, 'type': _PLAIN_TYPES[model['type']]}
+    return {**student, 'type': PLAIN_TYPES[model['type']]}
 
 
 def plain_config(cfg: Config) -> Config:

@@ -14,7 +14,6 @@ from pathlib import Path
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.atomic_files import write_json
 from bdd_seg.study import supervisor
-from bdd_seg.study.progress import ProgressLine
 from bdd_seg.study.settings import Preparation, Study, find_file
 
 # tools/NAME.py → module of bdd_seg.cli
@@ -181,7 +180,7 @@ def prepare(
     folder: Path,
     stop: Callable[[], bool],
     say: Callable[[str], None],
-    progress_line: Callable[[str, Path], Callable[[], None]] | None = None,
+    progress_line: Callable[[str, Path], Callable[[], None]],
 ) -> None:
     """Run the commands that come before a study, except those that are done.
 
@@ -190,8 +189,7 @@ def prepare(
         folder: The folder for their logs.
         stop: Returns True to stop. Called several times a second.
         say: Prints a line.
-        progress_line: Returns what tells the progress, given a name and a work dir. By default
-            :class:`ProgressLine` does.
+        progress_line: Returns what tells the progress, given a name and a work dir.
 
     Raises:
         ConfigError: A command failed, or did not create its file.
@@ -205,8 +203,7 @@ def prepare(
         say(f'== {step.run}   (log: {log})')
         step.creates.parent.mkdir(parents=True, exist_ok=True)
         _unfinished(step).touch()
-        name, work_dir = str(step.creates), step.creates.parent
-        follow = progress_line(name, work_dir) if progress_line else ProgressLine(name, work_dir, say)
+        follow = progress_line(str(step.creates), step.creates.parent)
         run_command(parse_command(step.run), log, {}, stop, follow)
         if not step.creates.exists():
             raise ConfigError(f'prepare: {step.run!r} made no {step.creates}; see {log}')

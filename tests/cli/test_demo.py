@@ -181,11 +181,12 @@ def test_another_seed_is_refused_in_the_same_folder(study, outputs, monkeypatch)
 def test_the_progress_tells_the_time_of_all(study, outputs, capsys):
     """That of a demo whose teacher is trained, with a student that has 6 iterations to go."""
     made = load_study(study)
-    runs = study.parent / 'runs'
-    steps = demo.plan(made, runs / 'teacher', study.parent / 'elsewhere', 0)
+    checkpoint = study.parent / 'runs/teacher/iter_6.pth'
+    made = demo.place(made, made.teacher, study.parent / 'data', checkpoint, 0)
+    session = demo.DemoSession(made, study.parent / 'elsewhere', 'command')
+    steps = session.steps
     assert [step.label.split(',')[0] for step in steps] == ['teacher', *['student PSPNet-R18'] * 2]
     assert [(step.iterations, step.seconds) for step in steps] == [(6, 0.41), (6, 0.21), (6, 0.31)]
-    session = demo.DemoSession(made, study.parent / 'elsewhere', 'command', steps)
     session.progress_line('ignored', steps[0].work_dir, seconds=0)()
     session.progress_line('an evaluation', study.parent / 'nowhere', seconds=0)()
     lines = capsys.readouterr().out.splitlines()

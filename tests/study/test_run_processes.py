@@ -151,16 +151,19 @@ def test_a_signal_is_named(script):
 
 
 def test_a_preparation_that_was_interrupted_is_not_done(tiny_configs, tmp_path):
+    def silent(name, work_dir):
+        return lambda: None
+
     made, script = tmp_path / 'made.json', tmp_path / 'make.py'
     script.write_text(f'import time\nopen({str(made)!r}, "a").write("x")\ntime.sleep(60)')
     step = Preparation(run=str(script), creates=made)
     changed = load_study(study_file(tiny_configs, tmp_path)).model_copy(update={'prepare': [step]})
     with pytest.raises(StoppedError):
-        prepare(changed, tmp_path / 'logs', lambda: made.exists() and made.read_text() == 'x', print)
+        prepare(changed, tmp_path / 'logs', lambda: made.exists() and made.read_text() == 'x', print, silent)
     assert not is_prepared(step)
     script.write_text(f'open({str(made)!r}, "a").write("y")')
     for _ in range(2):
-        prepare(changed, tmp_path / 'logs', lambda: False, print)
+        prepare(changed, tmp_path / 'logs', lambda: False, print, silent)
         assert made.read_text() == 'xy'
     assert is_prepared(step)
 
