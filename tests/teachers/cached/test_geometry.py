@@ -65,23 +65,24 @@ seeds = st.integers(0, 2**16)
 
 
 @given(sizes, st.lists(st.one_of(flips, crops, resizes, others), max_size=5), seeds)
-@example(
-    (108, 117),
-    [
+@settings(max_examples=400, deadline=None)
+def test_resizes_crops_flips_and_padding_are_followed_exactly(shape, transforms, seed):
+    packed = load(*shape, transforms, seed)
+    assert error_of(packed, *shape) < 0.01
+    assert packed['data_samples'].loaded_shape == shape
+    assert packed['data_samples'].img_path == 'x.png'
+
+
+def test_a_crop_that_is_mostly_padding_is_followed_less_exactly():
+    """Found by Hypothesis: few pixels are left to fit, and a resize repeats those at their edge."""
+    transforms = [
         dict(type='RandomFlip', prob=0.8, direction='horizontal'),
         dict(type='RandomChoiceResize', scales=[40, 77, 110], resize_type='ResizeShortestEdge', max_size=200),
         dict(type='Pad', size=(198, 198)),
         dict(type='RandomCrop', crop_size=(48, 48), cat_max_ratio=0.75),
         dict(type='Resize', scale=(48, 49)),
-    ],
-    3790,
-)
-@settings(max_examples=400, deadline=None)
-def test_resizes_crops_flips_and_padding_are_followed_exactly(shape, transforms, seed):
-    packed = load(*shape, transforms, seed)
-    assert error_of(packed, *shape) < 0.02  # 0.014 where padding leaves few pixels
-    assert packed['data_samples'].loaded_shape == shape
-    assert packed['data_samples'].img_path == 'x.png'
+    ]
+    assert error_of(load(108, 117, transforms, 3790), 108, 117) < 0.02
 
 
 @given(sizes, resizes, rotations, st.lists(st.one_of(flips, crops), max_size=2), seeds)
