@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check
 .PHONY: help demo test coverage stress audit clean
 
 help:
-	@echo 'make demo   distil a small PSPNet on generated street scenes, 8 to 10 minutes on 2 idle CPU cores'
+	@echo 'make demo   distil a small PSPNet on generated street scenes, 6 to 10 minutes on 2 idle CPU cores'
 	@echo 'make test   lint and tests'
 	@echo 'make coverage the tests, with the share of the lines that they run'
 	@echo 'make stress what takes longer: kills, long runs, many processes; half an hour'

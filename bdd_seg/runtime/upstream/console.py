@@ -31,6 +31,7 @@ _IMPORT_WARNINGS = (
 )
 _RUN_WARNINGS = (
     'Default ``avg_non_ignore`` is False',  # the default of all of mmseg's configs, and of the teacher's
+    'DeprecationWarning: pretrained is a deprecated',  # nearly all of mmseg's configs have it
     'The draw is False',  # the hook is in all of mmseg's configs, for --show and --show-dir
     'The shape of value will convert from',  # mmseg's test-time augmentation leaves out an axis
 )
