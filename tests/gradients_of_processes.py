@@ -33,7 +33,7 @@ FEATURES = {'student_tap': 'backbone.layer4', 'teacher_tap': 'backbone.layer4'}
 LOSSES = {
     'channel': [{'type': 'BDDLoss', 'domain': 'channel', 'tau_forward': 2.0}],
     'pixel': [{'type': 'BDDLoss', 'domain': 'pixel', 'tau_reverse': 2.0}],
-    'feature': [{'type': 'FeatureMSELoss', 'student_channels': 32, 'teacher_channels': 128, **FEATURES}],
+    'feature': [{'type': 'FeatureLoss', 'student_channels': 32, 'teacher_channels': 128, **FEATURES}],
     'masked channel': [{'type': 'BDDLoss', 'domain': 'channel', 'mask_ignored': True}],
     'masked pixel': [{'type': 'BDDLoss', 'domain': 'pixel', 'mask_ignored': True}],
     'mean over labelled': [{'type': 'BDDLoss'}],

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from mmseg.models.utils import resize
@@ -38,9 +39,50 @@ class Pair:
             ValueError: The pair has no labels.
         """
         if self.label is None:
-            raise ValueError('mask_ignored=True needs labels, and the batch has none (seg_label)')
+            raise ValueError('this loss needs labels, and the batch has none (seg_label)')
         labelled = self.label != ignore_index
         return replace(self, mask=labelled if self.mask is None else self.mask & labelled)
+
+    def labelled(self) -> tuple[Tensor, Tensor]:
+        """Return label and mask, (N, H, W) each; a loss that needs labels gets both."""
+        assert self.label is not None and self.mask is not None
+        return self.label, self.mask
+
+    def zeroed(self) -> 'Pair':
+        """Return the pair in which both maps are 0 where a position does not count."""
+        if self.mask is None:
+            return self
+        out = ~self.mask[:, None]
+        return replace(
+            self, student=self.student.masked_fill(out, 0), teacher=self.teacher.masked_fill(out, 0)
+        )
+
+    def standardized(self, domain: str) -> 'Pair':
+        """Return the pair with each distribution's logits as (z − mean)/(std + 1e-7).
+
+        Logit standardization, https://arxiv.org/abs/2403.01427. ``domain`` is ``'pixel'`` or ``'channel'``;
+        positions that do not count leave mean and deviation in the latter.
+        """
+        mask = None if self.mask is None or domain == 'pixel' else self.mask[:, None]
+        dims = (1,) if domain == 'pixel' else (2, 3)
+        maps = (_standardized(logits, dims, mask) for logits in (self.student, self.teacher))
+        return replace(self, student=next(maps), teacher=next(maps))
+
+
+def _standardized(logits: Tensor, dims: tuple[int, ...], mask: Tensor | None) -> Tensor:
+    kept = torch.ones_like(logits[:, :1]) if mask is None else mask.to(logits.dtype)
+    logits = logits if mask is None else logits.masked_fill(~mask, 0)
+    count = kept.expand_as(logits).sum(dims, keepdim=True)
+    centred = (logits - logits.sum(dims, keepdim=True) / count.clamp(min=1)) * kept
+    variance = centred.square().sum(dims, keepdim=True) / (count - 1).clamp(min=1)
+    # The clamp keeps the gradient of the root finite where all logits are equal.
+    return centred / (variance.clamp(min=1e-24).sqrt() + 1e-7)
+
+
+def unit(vectors: Tensor, dim: int) -> Tensor:
+    """Return vectors with norm 1 along ``dim``; those of a norm below 1e-8 become 0, with gradient 0."""
+    square = vectors.square().sum(dim, keepdim=True)
+    return vectors * square.clamp(min=1e-16).rsqrt().masked_fill(square < 1e-16, 0)
 
 
 def align(
@@ -97,12 +139,27 @@ class DistillLoss(nn.Module, ABC):
         loss_weight: Weight of the whole.
         loss_name: Name in the log, after the prefix ``distill.``. Must contain ``loss``, or mmengine leaves
             it out of the total.
-        mask_ignored: Whether to leave out positions labelled ``ignore_index``.
+        mask_ignored: Whether to leave out positions labelled ``ignore_index``. A method that compares class
+            by class leaves them out in any case.
         ignore_index: The label of ignored pixels.
+        student_channels: C_s, channels of the student's map. :class:`~bdd_seg.distill.SegDistiller` finds
+            them where they are not given.
+        teacher_channels: C_t, channels of the teacher's map, given or found with the student's.
+
+    Attributes:
+        adapter: The layers that the student's map goes through first. They are trained with the student.
 
     Raises:
-        ValueError: ``loss_weight`` is no number, or ``loss_name`` does not contain ``loss``.
+        ValueError: ``loss_weight`` is no number, ``loss_name`` does not contain ``loss``, or one number of
+            channels is given alone.
     """
+
+    channels: Literal['any', 'equal', 'adapted'] = 'equal'
+    """The number of channels that ``compare`` takes: ``'any'`` two, ``'equal'`` ones, so that a 1×1
+    convolution adapts the student's where they differ; or those that the method's own layers adapt."""
+
+    needs_labels = False
+    """True if the method compares class by class: then positions without a label never count."""
 
     def __init__(
         self,
@@ -110,16 +167,36 @@ class DistillLoss(nn.Module, ABC):
         loss_name: str = 'loss_distill',
         mask_ignored: bool = False,
         ignore_index: int = 255,
+        student_channels: int | None = None,
+        teacher_channels: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(loss_weight, int | float):
             raise ValueError(f'loss_weight must be a number, got {loss_weight!r}')
         if not isinstance(loss_name, str) or 'loss' not in loss_name:
             raise ValueError(f"loss_name must be a name that contains 'loss', got {loss_name!r}")
+        if (student_channels is None) != (teacher_channels is None):
+            raise ValueError('give both student_channels and teacher_channels, or neither')
         self.loss_weight = loss_weight
         self.loss_name = loss_name
         self.mask_ignored = mask_ignored
         self.ignore_index = ignore_index
+        self.student_channels = student_channels
+        self.teacher_channels = teacher_channels
+        self.adapter: nn.Module = nn.Identity()
+        if student_channels is not None and teacher_channels is not None:
+            self.adapt(student_channels, teacher_channels)
+
+    def adapt(self, student_channels: int, teacher_channels: int) -> None:
+        """Make the layers that this loss trains. Called once, before the optimizer is built.
+
+        Args:
+            student_channels: C_s, channels of the student's map.
+            teacher_channels: C_t, channels of the teacher's.
+        """
+        self.student_channels, self.teacher_channels = student_channels, teacher_channels
+        if self.channels == 'equal' and student_channels != teacher_channels:
+            self.adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
 
     def forward(
         self,
@@ -135,13 +212,39 @@ class DistillLoss(nn.Module, ABC):
             The weighted loss, a scalar of dtype float32 (float64 for float64 input).
 
         Raises:
-            ValueError: Shapes that do not fit, or ``mask_ignored`` without labels.
+            ValueError: Shapes that do not fit, or labels are needed and missing.
         """
         pair = align(student, teacher, seg_label, align_corners, mask)
-        if self.mask_ignored:
+        if self.mask_ignored or self.needs_labels:
             pair = pair.without(self.ignore_index)
         with torch.autocast(pair.student.device.type, enabled=False):
-            return self.loss_weight * self.compare(pair)
+            return self.loss_weight * self.compare(self._adapted(pair))
+
+    def _adapted(self, pair: Pair) -> Pair:
+        """Return the pair with the student's map after :attr:`adapter`."""
+        found = pair.student.shape[1], pair.teacher.shape[1]
+        if self.student_channels is not None:
+            self._check_channels(pair)
+            if not isinstance(self.adapter, nn.Identity):
+                pair = pair.zeroed()  # a NaN that does not count would make the adapter's gradient NaN
+                pair = replace(pair, student=run_in_float32(self.adapter, pair.student))
+        elif self.channels == 'adapted':
+            raise ValueError('give student_channels and teacher_channels, or let a SegDistiller find them')
+        elif self.channels == 'equal' and found[0] != found[1]:
+            raise ValueError(
+                'student and teacher must have the same channels, which for logits are the classes; got '
+                f'{found[0]} and {found[1]}. For features give student_channels and teacher_channels'
+            )
+        return pair
+
+    def _check_channels(self, pair: Pair) -> None:
+        for name, features in (('student', pair.student), ('teacher', pair.teacher)):
+            expected = getattr(self, f'{name}_channels')
+            if features.shape[1] != expected:
+                raise ValueError(
+                    f'{name} must be (N, C, H, W) = ({len(features)}, {expected}, H, W) with '
+                    f'{name}_channels={expected}, got {tuple(features.shape)}'
+                )
 
     @abstractmethod
     def compare(self, pair: Pair) -> Tensor:
@@ -149,3 +252,15 @@ class DistillLoss(nn.Module, ABC):
 
         Positions where ``pair.mask`` is False must leave every sum.
         """
+
+
+def run_in_float32(module: nn.Module, features: Tensor) -> Tensor:
+    """Return ``module(features)``, computed in float32 at least, whatever the dtype of its weights."""
+    weights: dict[str, Tensor] = dict(module.named_parameters())
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    for weight in weights.values():
+        dtype = torch.promote_types(dtype, weight.dtype)
+    if all(weight.dtype == dtype for weight in weights.values()):
+        return module(features.to(dtype))
+    weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    return torch.func.functional_call(module, weights, (features.to(dtype),))

@@ -1,15 +1,17 @@
 """Balance Divergence Distillation (BDD), https://arxiv.org/abs/2501.07804."""
 
+from typing import Any
+
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from bdd_seg.losses.base import DistillLoss, Pair
+from bdd_seg.losses.balanced import BalancedLoss
+from bdd_seg.losses.base import Pair
 from bdd_seg.losses.divergences import check_settings
-from bdd_seg.losses.fused import balance_divergence
 
 
 @MODELS.register_module()
-class BDDLoss(DistillLoss):
+class BDDLoss(BalancedLoss):
     """``loss_weight · (α·FKL(τ_f) + β·RKL(τ_r))``, with the terms of :mod:`bdd_seg.losses.divergences`.
 
     The forward divergence KL(teacher‖student) follows the teacher's large probabilities, the reverse
@@ -28,9 +30,10 @@ class BDDLoss(DistillLoss):
         forward_weight: α, the weight of KL(teacher‖student).
         reverse_weight: β, the weight of KL(student‖teacher).
         loss_weight: Weight of the whole.
-        mask_ignored: Whether to leave out pixels labelled ``ignore_index``.
-        ignore_index: The label of ignored pixels.
         loss_name: Name in the log, after the prefix ``distill.``. Must contain ``loss``.
+        standardize: Whether logits are standardised along the domain's axis first,
+            https://arxiv.org/abs/2403.01427, whose authors take τ 2 and weight 9.
+        **shared: Arguments of :class:`~bdd_seg.losses.DistillLoss`.
 
     Raises:
         ValueError: An unknown domain, a temperature that is not positive, or a weight that is no number.
@@ -44,27 +47,25 @@ class BDDLoss(DistillLoss):
         forward_weight: float = 1.0,
         reverse_weight: float = 1.0,
         loss_weight: float = 3.0,
-        mask_ignored: bool = False,
-        ignore_index: int = 255,
         loss_name: str = 'loss_bdd',
+        standardize: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(loss_weight, loss_name, mask_ignored, ignore_index)
         check_settings(domain, tau_forward, tau_reverse, forward_weight, reverse_weight)
+        super().__init__(
+            tau_forward,
+            forward_weight,
+            reverse_weight,
+            tau_reverse,
+            loss_weight=loss_weight,
+            loss_name=loss_name,
+            **shared,
+        )
         self.domain = domain
-        self.tau_forward = tau_forward
-        self.tau_reverse = tau_reverse
-        self.forward_weight = forward_weight
-        self.reverse_weight = reverse_weight
+        self.standardize = standardize
 
     def compare(self, pair: Pair) -> Tensor:
         """Return α·FKL(τ_f) + β·RKL(τ_r) of logits (N, C, H, W)."""
-        return balance_divergence(
-            pair.student,
-            pair.teacher,
-            domain=self.domain,
-            tau_forward=self.tau_forward,
-            tau_reverse=self.tau_reverse,
-            forward_weight=self.forward_weight,
-            reverse_weight=self.reverse_weight,
-            mask=pair.mask,
-        )
+        if self.standardize:
+            pair = pair.standardized(self.domain)
+        return self.divergence(pair.student, pair.teacher, self.domain, pair.mask)

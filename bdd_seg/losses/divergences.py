@@ -15,6 +15,8 @@ These forms are for reading and for tests. The losses call :mod:`bdd_seg.losses.
 same in less time and memory.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -63,31 +65,49 @@ def balance_divergence(
     return total
 
 
+def alpha_beta_divergence(log_p: Tensor, log_q: Tensor, dim: int, alpha: float, beta: float) -> Tensor:
+    """Return Σ p^(α+β)/(β·(α+β)) + q^(α+β)/(α·(α+β)) − p^α·q^β/(α·β) along ``dim``, for α, β > 0."""
+    total = alpha + beta
+    p, q = (total * log_p).exp(), (total * log_q).exp()
+    both = (alpha * log_p + beta * log_q).exp()
+    return (p / (beta * total) + q / (alpha * total) - both / (alpha * beta)).sum(dim)
+
+
+def jensen_shannon_divergence(log_p: Tensor, log_q: Tensor, dim: int) -> Tensor:
+    """Return ½·KL(P‖M) + ½·KL(Q‖M) along ``dim``, where M = ½·(P + Q)."""
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return 0.5 * (forward_kl(log_p, log_m, dim) + forward_kl(log_q, log_m, dim))
+
+
 def log_softmax(logits: Tensor, dim: int, mask: Tensor | None) -> Tensor:
-    """Return log-probabilities (N, C, H·W) along ``dim``, without the positions that do not count."""
+    """Return log-probabilities (N, C, H·W) along ``dim``, without the logits that do not count."""
     flat = logits.flatten(2)
-    return (flat if mask is None else flat.masked_fill(~mask.flatten(1)[:, None], MASKED)).log_softmax(dim)
+    return (flat if mask is None else flat.masked_fill(~flat_mask(mask), MASKED)).log_softmax(dim)
+
+
+def flat_mask(mask: Tensor) -> Tensor:
+    """Return a mask (N, H, W) or (N, C, H, W) as (N, 1, H·W) or (N, C, H·W)."""
+    return (mask[:, None] if mask.dim() == 3 else mask).flatten(2)
 
 
 def mean_over_distributions(values: Tensor, dim: int, mask: Tensor | None) -> Tensor:
-    """Return the mean of one value per distribution, over those that have a position that counts.
+    """Return the mean of one value per distribution, over those that have a logit that counts.
 
     Args:
         values: (N, H·W) in the pixel domain, (N, C) in the channel domain.
         dim: 1 or 2, as in :data:`DOMAINS`.
-        mask: (N, H, W) bool.
+        mask: (N, H, W) or (N, C, H, W) bool.
     """
     if mask is None:
         return values.mean()
-    counts = mask.flatten(1) if dim == 1 else mask.flatten(1).any(1, keepdim=True)
-    counts = counts.expand_as(values)
+    counts = flat_mask(mask).any(dim).expand_as(values)
     return (values * counts).sum() / counts.sum().clamp(min=1)
 
 
 def check_settings(
     domain: str,
-    tau_forward: float,
-    tau_reverse: float,
+    tau_forward: float = 1.0,
+    tau_reverse: float = 1.0,
     forward_weight: float = 1.0,
     reverse_weight: float = 1.0,
 ) -> None:
@@ -98,19 +118,28 @@ def check_settings(
     """
     if domain not in DOMAINS:
         raise ValueError(f'domain must be one of {sorted(DOMAINS)}, got {domain!r}')
-    for name, tau in (('tau_forward', tau_forward), ('tau_reverse', tau_reverse)):
-        if not isinstance(tau, int | float) or not 0 < tau < float('inf'):
-            raise ValueError(f'{name} must be a positive number, got {tau!r}')
+    check_temperature('tau_forward', tau_forward)
+    check_temperature('tau_reverse', tau_reverse)
     for name, weight in (('forward_weight', forward_weight), ('reverse_weight', reverse_weight)):
         if not isinstance(weight, int | float):
             raise ValueError(f'{name} must be a number, got {weight!r}')
+
+
+def check_temperature(name: str, tau: float) -> None:
+    """Check one temperature.
+
+    Raises:
+        ValueError: It is not a positive number.
+    """
+    if not isinstance(tau, int | float) or not 0 < tau < math.inf:
+        raise ValueError(f'{name} must be a positive number, got {tau!r}')
 
 
 def check_tensors(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None) -> None:
     """Check shapes and dtypes.
 
     Raises:
-        ValueError: Logits are not (N, C, H, W) of one shape, or the mask is not (N, H, W).
+        ValueError: Logits are not (N, C, H, W) of one shape, or the mask is not (N, H, W) or (N, C, H, W).
         TypeError: Logits are not floating point, or the mask is not bool.
     """
     for name, logits in (('student_logits', student_logits), ('teacher_logits', teacher_logits)):
@@ -133,5 +162,5 @@ def check_tensors(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor |
     if mask.dtype != torch.bool:
         raise TypeError(f'mask must be bool, True where a position counts, got {mask.dtype}')
     expected = (student_logits.shape[0], *student_logits.shape[2:])
-    if mask.shape != expected:
-        raise ValueError(f'mask must be (N, H, W) = {expected}, got {tuple(mask.shape)}')
+    if mask.shape not in (expected, student_logits.shape):
+        raise ValueError(f'mask must be (N, H, W) = {expected} or (N, C, H, W), got {tuple(mask.shape)}')

@@ -4,14 +4,28 @@ With D distributions the gradients are ∂FKL/∂z_s = τ·(q − p)/D and ∂RK
 KL(q‖p))/D.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bdd_seg.losses.divergences import DOMAINS, MASKED, check_settings, check_tensors
+from bdd_seg.losses.divergences import (
+    DOMAINS,
+    MASKED,
+    check_settings,
+    check_temperature,
+    check_tensors,
+    flat_mask,
+)
+
+Term = Callable[..., tuple[Tensor, Tensor]]
+"""Called as ``term(student, teacher, dim, out=...)`` with a block of logits (n, c, h·w): returns the sum of a
+divergence over the block's distributions, and its gradient in the student's logits, in ``out`` if given."""
 
 # Logits worked on at a time. On a CPU the temporaries of one block stay in the cache; an accelerator
 # wants few, large kernels instead.
@@ -52,9 +66,9 @@ def balance_divergence(
         tau_reverse: Temperature of the reverse divergence KL(Q‖P), > 0.
         forward_weight: α, the weight of the forward divergence.
         reverse_weight: β, the weight of the reverse divergence.
-        mask: (N, H, W) bool, True where a position counts. In the pixel domain positions that do not
-            count leave the mean, in the channel domain they leave both softmaxes (and images without
-            any position leave the mean). A mask that excludes everything gives 0.
+        mask: (N, H, W) bool, True where a position counts, or (N, C, H, W), True where a logit counts. What
+            does not count leaves both softmaxes, and a distribution without any logit that counts leaves
+            the mean. A mask that excludes everything gives 0.
 
     Returns:
         The divergence, a scalar of dtype float32 (float64 for float64 input).
@@ -66,24 +80,97 @@ def balance_divergence(
     """
     check_settings(domain, tau_forward, tau_reverse, forward_weight, reverse_weight)
     check_tensors(student_logits, teacher_logits, mask)
-    terms = [(tau_forward, forward_weight, 0.0), (tau_reverse, 0.0, reverse_weight)]
+    settings = [(tau_forward, forward_weight, 0.0), (tau_reverse, 0.0, reverse_weight)]
     if tau_forward == tau_reverse:
-        terms = [(tau_forward, forward_weight, reverse_weight)]
-    terms = [term for term in terms if any(term[1:])] or terms[:1]
+        settings = [(tau_forward, forward_weight, reverse_weight)]
+    settings = [one for one in settings if any(one[1:])] or settings[:1]
+    terms = [
+        partial(_balance, tau=tau, forward_weight=forward, reverse_weight=reverse)
+        for tau, forward, reverse in settings
+    ]
+    return _mean_divergence(student_logits, teacher_logits, mask, domain, terms)
+
+
+def alpha_beta_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    tau: float = 1.0,
+    domain: str = 'pixel',
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return τ² times the mean α-β-divergence, https://arxiv.org/abs/2505.04560.
+
+    With P the teacher's softened softmax and Q the student's, the divergence of a distribution is
+    ``Σ p^(α+β)/(β·(α+β)) + q^(α+β)/(α·(α+β)) − p^α·q^β/(α·β)``. Its limit is KL(P‖Q) at (1, 0) and KL(Q‖P) at
+    (0, 1); both are computed exactly. The gradient is the closed form.
+
+    Args:
+        student_logits: (N, C, H, W), as for :func:`balance_divergence`, like all that follow.
+        teacher_logits: (N, C, H, W).
+        alpha: α ≥ 0.
+        beta: β ≥ 0, not 0 if α is.
+        tau: Temperature, > 0.
+        domain: ``'pixel'`` or ``'channel'``.
+        mask: (N, H, W) or (N, C, H, W) bool.
+
+    Raises:
+        ValueError: As for :func:`balance_divergence`, or α or β is negative, or both are 0.
+        TypeError: As for :func:`balance_divergence`.
+    """
+    check_settings(domain)
+    check_temperature('tau', tau)
+    check_exponents(alpha, beta)
+    check_tensors(student_logits, teacher_logits, mask)
+    terms = [partial(_alpha_beta, tau=tau, alpha=alpha, beta=beta)]
+    return _mean_divergence(student_logits, teacher_logits, mask, domain, terms)
+
+
+def jensen_shannon_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    tau: float = 1.0,
+    domain: str = 'pixel',
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return τ² times the mean of ½·KL(P‖M) + ½·KL(Q‖M), M = ½·(P + Q); at most τ²·log 2.
+
+    Arguments and errors are those of :func:`balance_divergence`.
+    """
+    check_settings(domain)
+    check_temperature('tau', tau)
+    check_tensors(student_logits, teacher_logits, mask)
+    return _mean_divergence(student_logits, teacher_logits, mask, domain, [partial(_jensen_shannon, tau=tau)])
+
+
+def check_exponents(alpha: float, beta: float) -> None:
+    """Check the exponents of :func:`alpha_beta_divergence`.
+
+    Raises:
+        ValueError: One is negative or no number, or both are 0.
+    """
+    for name, value in (('alpha', alpha), ('beta', beta)):
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f'{name} must be a number from 0 on, got {value!r}')
+    if alpha == beta == 0:
+        raise ValueError('alpha and beta must not both be 0')
+
+
+def _mean_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None, domain: str, terms: Sequence[Term]
+) -> Tensor:
     teacher_logits = teacher_logits.detach()
     if teacher_logits.is_inference():  # which autograd cannot keep
         teacher_logits = teacher_logits.clone()
     with_gradient = student_logits.requires_grad and torch.is_grad_enabled()
-    return _BalanceDivergence.apply(
-        student_logits, teacher_logits, mask, DOMAINS[domain], terms, with_gradient
-    )
+    return _MeanDivergence.apply(student_logits, teacher_logits, mask, DOMAINS[domain], terms, with_gradient)
 
 
-class _BalanceDivergence(torch.autograd.Function):
-    """The divergence with its gradient in closed form.
-
-    ``terms`` holds (temperature, forward weight, reverse weight), each with its own softmax.
-    """
+class _MeanDivergence(torch.autograd.Function):
+    """The mean over distributions of a sum of terms, with its gradient in closed form."""
 
     @staticmethod
     def forward(
@@ -92,7 +179,7 @@ class _BalanceDivergence(torch.autograd.Function):
         teacher_logits: Tensor,
         mask: Tensor | None,
         dim: int,
-        terms: list[tuple[float, float, float]],
+        terms: Sequence[Term],
         with_gradient: bool,
     ) -> Tensor:
         total, gradient = _evaluate(student_logits, teacher_logits, mask, dim, terms, with_gradient)
@@ -119,30 +206,31 @@ def _evaluate(
     teacher_logits: Tensor,
     mask: Tensor | None,
     dim: int,
-    terms: list[tuple[float, float, float]],
+    terms: Sequence[Term],
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the sum of the divergences, and its gradient in the student's logits as (N, C, H·W)."""
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     student, teacher = student_logits.flatten(2), teacher_logits.flatten(2)  # (N, C, H·W)
     if mask is not None:
-        mask = mask.flatten(1).unsqueeze(1)  # (N, 1, H·W)
+        mask = flat_mask(mask)
+        mask = mask.expand(-1, student.shape[1], -1)  # (N, C, H·W)
     total = torch.zeros((), dtype=torch.float64, device=student.device)
     gradient = torch.empty_like(student, dtype=dtype) if with_gradient else None
     for block in _blocks(student.shape, dim, _BLOCK.get(student.device.type, _BLOCK_ACCELERATOR)):
-        excluded = None if mask is None else ~mask[block[0], :, block[2]]
+        excluded = None if mask is None else ~mask[block]
         student_block = _read(student[block], excluded, dtype)
         teacher_block = _read(teacher[block], excluded, dtype)
         for i, term in enumerate(terms):
             out = gradient[block] if gradient is not None and i == 0 else None
-            value, slope = _divergence(student_block, teacher_block, dim, *term, out=out)
+            value, slope = term(student_block, teacher_block, dim, out=out)
             total += value
             if gradient is not None and i > 0:
                 gradient[block] += slope
     return total, gradient
 
 
-def _divergence(
+def _balance(
     student: Tensor,
     teacher: Tensor,
     dim: int,
@@ -151,7 +239,7 @@ def _divergence(
     reverse_weight: float,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the divergences along ``dim`` of a block, and its gradient in the student's logits.
+    """The :data:`Term` τ²·(α·KL(p‖q) + β·KL(q‖p)).
 
     The time goes into memory traffic, so a tensor that is not needed again lends its memory to the next,
     and the gradient is written to ``out`` where that is given.
@@ -168,6 +256,50 @@ def _divergence(
     )
     slope = surprise.addcmul_(q, reverse_kl, value=-1).mul_(tau * reverse_weight)
     return value, torch.add(slope, gap, alpha=tau * forward_weight, out=out)
+
+
+def _alpha_beta(
+    student: Tensor,
+    teacher: Tensor,
+    dim: int,
+    tau: float,
+    alpha: float,
+    beta: float,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The :data:`Term` of the α-β-divergence, without a division by 0 where α or β is 0.
+
+    With r = log(q/p) and u = p^α·q^β it is Σ (A + B)/(α + β), where A = u·(e^(α·r) − 1)/α tends to u·r and
+    B = u·(e^(−β·r) − 1)/β to −u·r. A is also the gradient in log q.
+    """
+    log_p, log_q = (teacher / tau).log_softmax(dim), (student / tau).log_softmax(dim)
+    log_ratio, log_u = log_q - log_p, alpha * log_p + beta * log_q
+    slope = _power_difference(log_u, log_ratio, alpha)
+    value = (slope + _power_difference(log_u, -log_ratio, beta)).sum(dtype=torch.float64) / (alpha + beta)
+    slope = torch.addcmul(slope, log_q.exp(), slope.sum(dim, keepdim=True), value=-1)
+    return tau**2 * value, torch.mul(slope, tau, out=out)
+
+
+def _power_difference(log_u: Tensor, x: Tensor, power: float) -> Tensor:
+    """Return u·(e^(power·x) − 1)/power, which for power 0 is u·x."""
+    u = log_u.exp()
+    if power == 0:
+        return u * x
+    x = power * x
+    # u may be 0 where e^x is infinite; elsewhere expm1 keeps the digits of small differences.
+    return torch.where(x < 1, u * x.clamp(max=1).expm1(), (log_u + x).exp() - u) / power
+
+
+def _jensen_shannon(
+    student: Tensor, teacher: Tensor, dim: int, tau: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The :data:`Term` τ²·(½·KL(p‖m) + ½·KL(q‖m)); log(q/m) = log 2 − softplus(log(p/q))."""
+    p, q, log_ratio = _softened(student, teacher, dim, tau)
+    teachers = p * (math.log(2) - F.softplus(log_ratio))
+    slope = q * (math.log(2) - F.softplus(-log_ratio))
+    value = 0.5 * tau**2 * (teachers + slope).sum(dtype=torch.float64)
+    slope = torch.addcmul(slope, q, slope.sum(dim, keepdim=True), value=-1)
+    return value, torch.mul(slope, 0.5 * tau, out=out)
 
 
 def _softened(student: Tensor, teacher: Tensor, dim: int, tau: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,9 +333,10 @@ def _read(block: Tensor, excluded: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _count_distributions(shape: torch.Size, dim: int, mask: Tensor | None) -> Tensor | int:
-    """Count the distributions that have a position that counts; at least 1, since it is a divisor."""
+    """Count the distributions that have a logit that counts; at least 1, since it is a divisor."""
     images, channels, height, width = shape
     if mask is None:
         return max(1, images * (height * width if dim == 1 else channels))
-    count = mask.sum() if dim == 1 else channels * mask.flatten(1).any(dim=1).sum()
-    return count.clamp(min=1)
+    counts = flat_mask(mask).any(dim)
+    repeats = channels if dim == 2 and mask.dim() == 3 else 1
+    return (repeats * counts.sum()).clamp(min=1)

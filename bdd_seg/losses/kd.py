@@ -1,5 +1,7 @@
 """Classical knowledge distillation (KD) of logits, https://arxiv.org/abs/1503.02531."""
 
+from typing import Any
+
 from mmseg.registry import MODELS
 
 from bdd_seg.losses.bdd import BDDLoss
@@ -10,17 +12,15 @@ class KDLoss(BDDLoss):
     """KL between the softened class distributions of each position: ``τ² · mean over N·H·W of KL(p‖q)``.
 
     P is the teacher's distribution, Q the student's. ``reverse_weight`` adds KL(Q‖P), which makes it the
-    balanced divergence of BDD.
+    balanced divergence of BDD in the pixel domain.
 
     Args:
         tau: τ, the temperature of KL(teacher‖student), > 0.
         forward_weight: Weight of KL(teacher‖student).
         reverse_weight: Weight of KL(student‖teacher); 0 is the method as published.
-        tau_reverse: Temperature of KL(student‖teacher), that of the forward term by default.
-        loss_weight: Weight of the whole.
-        loss_name: Name in the log, after the prefix ``distill.``. Must contain ``loss``.
-        mask_ignored: Whether to leave out pixels labelled ``ignore_index``.
-        ignore_index: The label of ignored pixels.
+        tau_reverse: Temperature of KL(student‖teacher), τ by default.
+        **shared: ``standardize`` as for :class:`~bdd_seg.losses.BDDLoss`, and the arguments of
+            :class:`~bdd_seg.losses.DistillLoss`.
 
     Raises:
         ValueError: A temperature that is not positive, or a weight that is no number.
@@ -34,17 +34,9 @@ class KDLoss(BDDLoss):
         tau_reverse: float | None = None,
         loss_weight: float = 1.0,
         loss_name: str = 'loss_kd',
-        mask_ignored: bool = False,
-        ignore_index: int = 255,
+        **shared: Any,
     ) -> None:
+        tau_reverse = tau if tau_reverse is None else tau_reverse
         super().__init__(
-            domain='pixel',
-            tau_forward=tau,
-            tau_reverse=tau if tau_reverse is None else tau_reverse,
-            forward_weight=forward_weight,
-            reverse_weight=reverse_weight,
-            loss_weight=loss_weight,
-            loss_name=loss_name,
-            mask_ignored=mask_ignored,
-            ignore_index=ignore_index,
+            'pixel', tau, tau_reverse, forward_weight, reverse_weight, loss_weight, loss_name, **shared
         )

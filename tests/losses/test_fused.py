@@ -3,9 +3,8 @@
 import pytest
 import torch
 from helpers import naive
-from torch import Tensor
+from references import LargestTemporary, balance, mean
 from torch.autograd import gradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bdd_seg.losses import fused
 from bdd_seg.losses.fused import balance_divergence
@@ -101,6 +100,96 @@ def test_a_mask_of_everything_gives_zero_and_a_full_one_changes_nothing(domain):
     assert torch.equal(everything, balance_divergence(student, teacher, domain=domain))
 
 
+def mask_of_logits(shape, seed=4):
+    """Return a mask (N, C, H, W) that leaves some distributions of either domain without any logit."""
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+    mask[:, :, 0, 0] = False
+    mask[0, 0] = False
+    return mask
+
+
+def selected(logits, domain, mask):
+    """Return for each distribution the logits that count, where there are any."""
+    found = []
+    for image, counts in zip(logits.flatten(2), mask.flatten(2), strict=True):
+        if domain == 'pixel':
+            image, counts = image.T, counts.T
+        found += [values[kept] for values, kept in zip(image, counts, strict=True) if kept.any()]
+    return found
+
+
+@pytest.mark.parametrize('domain', ['pixel', 'channel'])
+@pytest.mark.parametrize('shape', [*SHAPES[:4], (1, 11, 9, 12)])
+@pytest.mark.parametrize('settings', [(2.0, 0.7, 0.6, 1.7), (4.0, 4.0, 1.0, 1.0), (1.0, 3.0, 0.0, 7.0)])
+def test_a_mask_of_logits_agrees_with_the_definition(domain, shape, settings):
+    student, teacher = draw(shape, 3.0, dtype=torch.float64)
+    mask = mask_of_logits(shape)
+    tau, tau_reverse, forward_weight, reverse_weight = settings
+    pairs = zip(*(selected(logits, domain, mask) for logits in (student, teacher)), strict=True)
+    expected = mean([balance(s.tolist(), t.tolist(), *settings) for s, t in pairs])
+    value = balance_divergence(
+        student,
+        teacher,
+        domain=domain,
+        tau_forward=tau,
+        tau_reverse=tau_reverse,
+        forward_weight=forward_weight,
+        reverse_weight=reverse_weight,
+        mask=mask,
+    )
+    assert value.item() == pytest.approx(expected, rel=1e-10, abs=1e-14)
+
+
+@pytest.mark.parametrize('domain', ['pixel', 'channel'])
+def test_gradient_with_a_mask_of_logits_is_autograds_of_those_that_count(domain):
+    student, teacher = draw((2, 4, 3, 5), 2.0, dtype=torch.float64)
+    mask = mask_of_logits(student.shape)
+    reference = student.clone().requires_grad_()
+    pairs = list(zip(*(selected(logits, domain, mask) for logits in (reference, teacher)), strict=True))
+    for s, t in pairs:
+        forward = (t / 2).softmax(0) * ((t / 2).log_softmax(0) - (s / 2).log_softmax(0))
+        reverse = (s / 3).softmax(0) * ((s / 3).log_softmax(0) - (t / 3).log_softmax(0))
+        (2.5 * (4 * forward.sum() + 7 * 9 * reverse.sum()) / len(pairs)).backward(retain_graph=True)
+    settings = {'domain': domain, 'tau_forward': 2.0, 'tau_reverse': 3.0, 'reverse_weight': 7.0, 'mask': mask}
+    student.requires_grad_()
+    (2.5 * balance_divergence(student, teacher, **settings)).backward()
+    torch.testing.assert_close(student.grad, reference.grad, rtol=1e-10, atol=1e-13)
+    assert not student.grad[~mask].any()
+    assert gradcheck(lambda s: balance_divergence(s, teacher, **settings), student)
+
+
+@pytest.mark.parametrize('domain', ['pixel', 'channel'])
+def test_a_mask_of_logits_that_is_one_of_positions(domain):
+    student, teacher = draw((3, 5, 6, 7), 3.0)
+    mask = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(2)) > 0.5
+    mask[1] = False
+    found = []
+    for counts in (mask, mask[:, None].expand_as(student), mask[:, None].repeat(1, 5, 1, 1)):
+        leaf = student.clone().requires_grad_()
+        value = balance_divergence(leaf, teacher, domain=domain, mask=counts)
+        value.backward()
+        found.append((value.item(), leaf.grad))
+    for value, gradient in found[1:]:
+        assert value == found[0][0]
+        assert torch.equal(gradient, found[0][1])
+
+
+@pytest.mark.parametrize('domain', ['pixel', 'channel'])
+def test_logits_that_do_not_count_may_be_anything(domain):
+    student, teacher = draw((2, 4, 3, 5), 3.0)
+    mask = mask_of_logits(student.shape)
+    expected = balance_divergence(student, teacher, domain=domain, mask=mask)
+    for anything in (-6e4, 1e30, torch.inf, torch.nan):
+        leaf = student.masked_fill(~mask, anything).requires_grad_()
+        value = balance_divergence(leaf, teacher.masked_fill(~mask, -anything), domain=domain, mask=mask)
+        value.backward()
+        assert value.item() == expected.item()
+        assert not leaf.grad[~mask].any()
+        assert leaf.grad.isfinite().all()
+    nothing = balance_divergence(student, teacher, domain=domain, mask=torch.zeros_like(mask))
+    assert nothing.item() == 0
+
+
 @pytest.mark.parametrize('domain', ['pixel', 'channel'])
 def test_memory_layout_does_not_matter(domain):
     student, teacher = draw((3, 4, 6, 8))
@@ -147,19 +236,6 @@ def test_half_precision_input_is_computed_in_float32(dtype):
     assert student.grad.dtype == dtype
     exact = balance_divergence(student.detach().double(), teacher.double())
     assert value.item() == pytest.approx(exact.item(), rel=1e-5)
-
-
-class LargestTemporary(TorchDispatchMode):
-    """The most elements that an operation put out, other than views and the gradient that is kept."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        if isinstance(output, Tensor) and func is not torch.ops.aten.empty_like.default:
-            aliases = any(a.alias_info is not None for a in func._schema.returns)
-            self.elements = max(self.elements, 0 if aliases else output.numel())
-        return output
 
 
 @pytest.mark.parametrize('domain', ['pixel', 'channel'])
@@ -239,6 +315,11 @@ def test_older_methods_are_settings():
             {'mask': torch.ones(2, 4, 5, dtype=torch.bool)},
             ValueError,
             r'mask must be \(N, H, W\) = \(2, 4, 4\)',
+        ),
+        (
+            {'mask': torch.ones(2, 1, 4, 4, dtype=torch.bool)},
+            ValueError,
+            r'or \(N, C, H, W\), got \(2, 1, 4, 4\)',
         ),
         ({'mask': torch.ones(2, 4, 4)}, TypeError, 'mask must be bool'),
     ],

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bdd_seg.losses import BDDLoss, FeatureMSELoss, balance_divergence
+from bdd_seg.losses import BDDLoss, FeatureLoss, balance_divergence
 from bdd_seg.losses.base import align
 
 if os.environ.get('HYPOTHESIS_PROFILE') == 'stress':
@@ -247,7 +247,7 @@ def test_bdd_loss_under_autocast(data, domain, tau_forward, tau_reverse, mask_ig
 
 @examples
 @given(st.data(), dtypes, st.booleans())
-def test_feature_mse_loss_under_autocast(data, weights_dtype, align_corners):
+def test_feature_loss_under_autocast(data, weights_dtype, align_corners):
     """With the weights that it begins with, also where something has made them half precision."""
     channels = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
     student, teacher = (data.draw(maps(number, data.draw(sizes))) for number in channels)
@@ -255,7 +255,7 @@ def test_feature_mse_loss_under_autocast(data, weights_dtype, align_corners):
     mask = MASKS[data.draw(st.sampled_from([*MASKS]))]((2, *teacher.shape[2:]), rng)
     with torch.random.fork_rng():
         torch.manual_seed(data.draw(seeds))
-        loss = FeatureMSELoss(*channels).to(weights_dtype)
+        loss = FeatureLoss(*channels).to(weights_dtype)
     with torch.autocast('cpu', data.draw(st.sampled_from(HALF))):
         value = check(loss, student, teacher, align_corners=align_corners, mask=mask)
     promoted = torch.promote_types(weights_dtype, student.dtype)
