@@ -182,10 +182,16 @@ def naive(student, teacher, domain, tau_forward, tau_reverse, alpha, beta, mask=
 # A config with everything random that mmseg has.
 EVERYTHING_RANDOM = """
 _base_ = {base!r}
-model = dict(decode_head=dict(dropout_ratio=0.3), distill_losses=[
-    dict(type='BDDLoss'),
-    dict(type='FeatureMSELoss', student_channels=32, teacher_channels=128,
-         student_tap='backbone.layer4', teacher_tap='backbone.layer4')])
+feature = dict(student_tap='backbone.layer4', teacher_tap='backbone.layer4')
+memory = dict(num_classes=19, pixel_memory=40, region_memory=5, pixel_keys=100, region_keys=40, positions=30)
+model = dict(
+    decode_head=dict(dropout_ratio=0.3),
+    balance_gradients=1.0,
+    distill_losses=[
+        dict(type='BDDLoss', schedule=dict(reverse_weight=(0.0, 2.0), curve='cosine')),
+        dict(type='FeatureLoss', **feature),
+        dict(type='MGDLoss', **feature),
+        dict(type='CIRKDMemoryLoss', **memory, **feature)])
 train_dataloader = dict(dataset=dict(pipeline=[
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -197,7 +203,7 @@ train_dataloader = dict(dataset=dict(pipeline=[
 train_cfg = dict(val_interval=3)
 randomness = dict(seed=None)  # mmengine chooses one
 custom_hooks = [
-    dict(type='LossScheduleHook', loss_name='loss_bdd', setting='reverse_weight', start=0.0, stop=2.0),
+    dict(type='LossScheduleHook', loss_name='loss_feature', setting='loss_weight', start=1.0, stop=0.0),
     dict(type='EMAHook', update_buffers=True, momentum=0.1)]
 """
 # The parts of a checkpoint that a resumed run must end with.

@@ -196,7 +196,7 @@ def _check_model(model: Any, key: str, train: bool) -> None:
         _check_teacher(checked_teacher(model.get('teacher')), key, train)
         losses = checked_losses(model.get('distill_losses', ()))
         for loss, where in _each(losses, f'{key}.distill_losses'):
-            check_built(loss, where, registries.MODELS, others={'student_tap', 'teacher_tap'})
+            check_built(loss, where, registries.MODELS, others={'student_tap', 'teacher_tap', 'schedule'})
     exact: set[str] = {key, f'{key}.teacher'}
     for name in _MODEL_PARTS if _is_class(kind, EncoderDecoder) else ():
         for part, where in _each(model.get(name), f'{key}.{name}'):

@@ -105,6 +105,9 @@ def _losses(model: SegDistiller) -> list[tuple[str, str]]:
         taps = f'{student_tap} of both'
         if student_tap != teacher_tap:
             taps = f"{student_tap} and the teacher's {teacher_tap}"
+        own = _count(loss.parameters())
+        if own:
+            taps += f', with {own:,} parameters of its own'
         lines.append(('loss', f'{kind} (distill.{loss.loss_name}) on {taps}'))
     if len(lines) > _LOSSES:
         names = [f'distill.{loss.loss_name}' for loss in model.distill_losses]

@@ -4,17 +4,18 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmseg.registry import HOOKS
 
+from bdd_seg.distill.schedule import interpolate, numbers_of
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.models import unwrapped
 
 _KEY = 'distill_losses'
+_FACTORS = 'distill_factors'
 
 
 @HOOKS.register_module()
@@ -22,7 +23,8 @@ class LossStateHook(Hook):
     """Keeps the weights of distillation losses for ``--resume``.
 
     They are no part of the student, so checkpoints hold them under a key of their own, ``distill_losses``:
-    a dict from ``loss_name`` to that loss's ``state_dict()``. Testing and ``load_from`` leave them alone.
+    a dict from ``loss_name`` to that loss's ``state_dict()``, and under ``distill_factors`` the factors that
+    ``balance_gradients`` chose. Testing and ``load_from`` leave them alone.
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -31,10 +33,14 @@ class LossStateHook(Hook):
             for loss in _distill_losses(runner)
             if loss.state_dict()
         }
+        factors = getattr(_distill_losses(runner), 'factors', {})
+        if factors:
+            checkpoint[_FACTORS] = dict(factors)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if not runner._resume:  # mmengine's EMAHook tells resuming from loading by this, too
             return
+        getattr(_distill_losses(runner), 'factors', {}).update(checkpoint.get(_FACTORS, {}))
         states = checkpoint.get(_KEY, {})
         for loss in _distill_losses(runner):
             if loss.loss_name in states:
@@ -52,8 +58,9 @@ class LossStateHook(Hook):
 class LossScheduleHook(Hook):
     """Moves a setting of a distillation loss linearly from one value to another while training.
 
-    The value follows from the number of the iteration alone, so a resumed run goes on as it would have.
-    Several hooks make several schedules. Settings of ``BDDLoss`` are for instance ``loss_weight``, and its
+    A ``schedule`` among the loss's own settings does the same; hooks serve where several settings of one
+    loss need spans of their own. The value follows from the number of the iteration alone, so a resumed run
+    goes on as it would have. Settings of ``BDDLoss`` are for instance ``loss_weight``, and its
     balance: ``forward_weight`` and ``reverse_weight``.
 
     Args:
@@ -88,11 +95,7 @@ class LossScheduleHook(Hook):
                 f'{", ".join(losses) or "none"}'
             )
         self._loss = losses[self.loss_name]
-        settings = [
-            name
-            for name, value in vars(self._loss).items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and not name.startswith('_')
-        ]
+        settings = numbers_of(self._loss)
         if self.setting not in settings:
             raise ConfigError(
                 f'LossScheduleHook: {self.loss_name} has no number {self.setting!r}; it has '
@@ -106,8 +109,8 @@ class LossScheduleHook(Hook):
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        value = np.interp(runner.iter, [self.begin, self._end], [self.start, self.stop])
-        setattr(self._loss, self.setting, float(value))
+        value = interpolate(runner.iter, (self.begin, self._end), (self.start, self.stop))
+        setattr(self._loss, self.setting, value)
 
 
 def _distill_losses(runner: Runner) -> Sequence[Any]:

@@ -9,6 +9,9 @@ from mmengine.config import Config
 PLAIN_TYPES = {'SegDistiller': 'EncoderDecoder', 'CascadeSegDistiller': 'CascadeEncoderDecoder'}
 """Type of a distiller → that of its student."""
 
+DISTILLERS_KEYS = ('teacher', 'distill_losses', 'balance_gradients')
+"""Settings of a distiller that its student does not have."""
+
 
 def is_distiller(model: Mapping[str, Any]) -> bool:
     """Return whether the ``model`` settings of a config are those of a distiller."""
@@ -22,7 +25,7 @@ def plain_model(model: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not is_distiller(model):
         return dict(model)
-    student = {key: value for key, value in model.items() if key not in ('teacher', 'distill_losses')}
+    student = {key: value for key, value in model.items() if key not in DISTILLERS_KEYS}
     return {**student, 'type': PLAIN_TYPES[model['type']]}
 
 

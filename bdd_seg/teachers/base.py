@@ -10,6 +10,7 @@ from mmseg.models import BaseSegmentor
 from mmseg.utils import SampleList
 from torch import Tensor
 
+from bdd_seg.errors import ConfigError
 from bdd_seg.teachers.classes import check_class_names
 from bdd_seg.teachers.sanity import GuessWatch, pixel_accuracy
 
@@ -77,6 +78,17 @@ class Teacher(ABC):
         Raises:
             ConfigError: This teacher cannot teach that student.
         """
+
+    def channels(self, taps: Iterable[str | None]) -> dict[str | None, int]:
+        """Return tap name → number of channels of its map, None for the logits, without building the teacher.
+
+        Called when the student is built, so that losses can make layers from one number of channels to
+        another. Files that only training needs may be missing then.
+
+        Raises:
+            ConfigError: They cannot be found out, as by default.
+        """
+        raise ConfigError(f'{self.describe()} does not tell the channels of its maps')
 
     @abstractmethod
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:

@@ -16,6 +16,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
+from bdd_seg.distill.channels import map_channels
 from bdd_seg.distill.taps import default_tap
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream import bfloat16
@@ -130,6 +131,20 @@ class MMSegTeacher(Teacher):
             if model is not None:
                 _fit_weights(model, content, self.checkpoint, self.describe())
 
+    def channels(self, taps: Iterable[str | None]) -> dict[str | None, int]:
+        """Return the numbers of channels, from the config alone.
+
+        Raises:
+            ConfigError: There is no such config, or a tap names no module.
+        """
+        config = self.model_config()
+        model = _build_on_meta(config)
+        if model is None:
+            model = _build(config)
+        names = {tap: tap or default_tap(model) for tap in taps}
+        found = map_channels(model, names.values())
+        return {tap: found[name] for tap, name in names.items()}
+
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:
         """Build the network, load its weights, and check that it can teach ``student``.
 
@@ -140,8 +155,7 @@ class MMSegTeacher(Teacher):
                 names no module, or teacher and student predict different numbers of classes.
         """
         config = self.model_config()
-        with torch.random.fork_rng(devices=[]), DefaultScope.overwrite_default_scope('mmseg'):
-            model = revert_sync_batchnorm(MODELS.build(config))
+        model = _build(config)
         check_number_of_classes(model.out_channels, student.out_channels, self.describe())
         content = _load(self.checkpoint, self.describe())
         _fit_weights(model, content, self.checkpoint, self.describe())
@@ -221,6 +235,12 @@ def _load(checkpoint: str | Path, teacher: str, device: str = 'cpu') -> dict[str
         return load_checkpoint(checkpoint, device)
     except ConfigError as error:
         raise ConfigError(f'teacher ({teacher}): {error}') from error
+
+
+def _build(config: dict[str, Any]) -> BaseSegmentor:
+    """Build a network, drawing no random numbers of the run."""
+    with torch.random.fork_rng(devices=[]), DefaultScope.overwrite_default_scope('mmseg'):
+        return revert_sync_batchnorm(MODELS.build(copy.deepcopy(config)))
 
 
 def _build_on_meta(config: dict[str, Any]) -> BaseSegmentor | None:

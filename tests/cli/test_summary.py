@@ -77,7 +77,8 @@ def test_many_losses_share_a_line(runner):
     assert len(lines) == 10
     assert [line.split(maxsplit=1)[1] for line in lines[2:5]] == [
         '0.5 × BDDLoss (distill.loss_0) on decode_head.conv_seg of both',
-        "0.5 × BDDLoss (distill.loss_1) on backbone.layer4 and the teacher's backbone.layer3",
+        "0.5 × BDDLoss (distill.loss_1) on backbone.layer4 and the teacher's backbone.layer3, "
+        'with 2,048 parameters of its own',
         'distill.loss_2, distill.loss_3, distill.loss_4',
     ]
 

@@ -10,14 +10,14 @@ from torch import nn
 
 from bdd_seg.distill.hooks import LossScheduleHook
 from bdd_seg.errors import ConfigError
-from bdd_seg.losses import BDDLoss, FeatureMSELoss
+from bdd_seg.losses import BDDLoss, FeatureLoss
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 
 BY_FEATURES = """
 _base_ = {base!r}
 model = dict(
     distill_losses=[
-        dict(type='FeatureMSELoss', student_channels=32, teacher_channels=128,
+        dict(type='FeatureLoss', student_channels=32, teacher_channels=128,
              student_tap='backbone.layer4', teacher_tap='backbone.layer4')])
 custom_hooks = [
     dict(type='LossStateHook'),
@@ -44,7 +44,7 @@ def trained(config, tmp_path_factory):
 def test_a_checkpoint_is_a_students_with_the_losses_beside_it(trained, tiny_configs):
     checkpoint = load_checkpoint(trained / 'iter_6.pth')  # runs no code
     assert {name: [*state] for name, state in checkpoint['distill_losses'].items()} == {
-        'loss_feature': ['projection.weight', 'projection.bias']
+        'loss_feature': ['adapter.weight', 'adapter.bias']
     }
     student = build(tiny_configs['student'])
     student.load_state_dict(checkpoint['state_dict'], strict=True)
@@ -161,7 +161,7 @@ def test_wrong_schedules_are_named(settings, message):
     defaults = {'loss_name': 'loss_bdd', 'setting': 'reverse_weight', 'start': 0, 'stop': 1}
     hook = HOOKS.build({'type': 'LossScheduleHook', **defaults, **settings})
     with pytest.raises(ConfigError, match=message):
-        hook.before_train(runner_of(BDDLoss(), FeatureMSELoss(2, 3)))
+        hook.before_train(runner_of(BDDLoss(), FeatureLoss(2, 3)))
 
 
 def test_a_wrong_schedule_ends_in_one_line(monkeypatch, config, tmp_path):
@@ -182,11 +182,11 @@ def test_a_plain_model_has_no_losses():
 
 @pytest.mark.parametrize('wrapped', [False, True])
 def test_only_resuming_loads_a_losss_weights(wrapped):
-    saved, hook, checkpoint = FeatureMSELoss(2, 3), HOOKS.build({'type': 'LossStateHook'}), {}
+    saved, hook, checkpoint = FeatureLoss(2, 3), HOOKS.build({'type': 'LossStateHook'}), {}
     hook.before_save_checkpoint(runner_of(BDDLoss(), saved, wrapped=wrapped), checkpoint)
     assert list(checkpoint['distill_losses']) == ['loss_feature']
     for resume in (False, True):
-        loss = FeatureMSELoss(2, 3)
+        loss = FeatureLoss(2, 3)
         runner = runner_of(loss, BDDLoss(), wrapped=wrapped)
         runner._resume = resume
         hook.after_load_checkpoint(runner, checkpoint)
@@ -197,7 +197,7 @@ def test_a_checkpoint_without_a_losss_weights_is_warned_about(monkeypatch):
     said = []
     monkeypatch.setattr('bdd_seg.distill.hooks.print_log', lambda message, **_: said.append(message))
     hook = HOOKS.build({'type': 'LossStateHook'})
-    for losses in ([BDDLoss()], [BDDLoss(), FeatureMSELoss(2, 3)]):
+    for losses in ([BDDLoss()], [BDDLoss(), FeatureLoss(2, 3)]):
         runner = runner_of(*losses)
         runner._resume = True
         hook.after_load_checkpoint(runner, {'state_dict': {}})

@@ -21,7 +21,7 @@ from bdd_seg.losses.base import align
 
 OPTIMIZER = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}
 FEATURES = {
-    'type': 'FeatureMSELoss',
+    'type': 'FeatureLoss',
     'student_channels': 32,
     'teacher_channels': 128,
     'student_tap': 'backbone.layer4',
@@ -176,11 +176,14 @@ def test_several_losses_on_other_layers(tiny_configs, batch):
     log = step(model, batch)
     assert log['distill.loss_stem'].item() > 0
     assert log['distill.loss_bdd'].item() > 0
+
+
+def test_maps_that_do_not_fit_are_named(tiny_configs, batch):
     unlike = {'student_tap': 'decode_head.bottleneck', 'teacher_tap': 'decode_head.bottleneck'}
-    model = build(tiny_configs['distilled'], distill_losses=[{'type': 'BDDLoss', **unlike}])
-    with pytest.raises(
-        ConfigError, match=r"student 'decode_head.bottleneck' \(2, 8, .*same channels.*got 8 and 16"
-    ):
+    loss = {'type': 'BDDLoss', 'student_channels': 8, 'teacher_channels': 12, **unlike}
+    model = build(tiny_configs['distilled'], distill_losses=[loss])
+    message = r"student 'decode_head.bottleneck' \(2, 8, .*teacher_channels=12, got \(2, 16, "
+    with pytest.raises(ConfigError, match=message):
         step(model, batch)
 
 
@@ -194,7 +197,7 @@ def by_features(tiny_configs):
 def test_a_losss_weights_train_and_are_no_part_of_the_student(pair, by_features, batch):
     student, _ = pair
     assert same_weights(student, by_features)  # the same keys, and initialised alike
-    own = {f'distill_losses.0.projection.{name}' for name in ('weight', 'bias')}
+    own = {f'distill_losses.0.adapter.{name}' for name in ('weight', 'bias')}
     assert dict(by_features.named_parameters()).keys() - dict(student.named_parameters()).keys() == own
     before = copy.deepcopy(by_features.distill_losses[0].state_dict())
     teacher = by_features.teacher(batch[0]).maps['backbone.layer4']
@@ -205,7 +208,7 @@ def test_a_losss_weights_train_and_are_no_part_of_the_student(pair, by_features,
     assert log['distill.loss_feature'].item() == pytest.approx(expected.item(), rel=1e-6)
     assert log['decode.loss_ce'] == plain['decode.loss_ce']
     after = by_features.distill_losses[0].state_dict()
-    assert all(not torch.equal(before[key], after[key]) for key in ('projection.weight', 'projection.bias'))
+    assert all(not torch.equal(before[key], after[key]) for key in ('adapter.weight', 'adapter.bias'))
 
 
 def test_checkpoints_pass_between_the_student_and_losses_with_weights(pair, by_features):
@@ -253,8 +256,8 @@ def test_averages_of_a_student_with_a_losss_weights(pair, by_features, batch, up
     copied = copy.deepcopy(by_features)
     assert same_weights(copied, student)
     with torch.no_grad():
-        copied.distill_losses[0].projection.weight.zero_()
-    assert by_features.distill_losses[0].projection.weight.abs().sum() > 0
+        copied.distill_losses[0].adapter.weight.zero_()
+    assert by_features.distill_losses[0].adapter.weight.abs().sum() > 0
 
 
 def test_a_models_own_init_cfg_leaves_losses_alone(tiny_configs):
@@ -265,7 +268,7 @@ def test_a_models_own_init_cfg_leaves_losses_alone(tiny_configs):
         models.append(build(tiny_configs[kind], init_cfg=init_cfg, **changes))
     assert same_weights(*models)
     assert models[0].auxiliary_head.convs[0].conv.weight.std().item() == pytest.approx(0.1, rel=0.1)
-    assert models[1].distill_losses[0].projection.bias.abs().max() < 1
+    assert models[1].distill_losses[0].adapter.bias.abs().max() < 1
 
 
 def test_losses_start_with_different_weights(tiny_configs):
@@ -274,7 +277,7 @@ def test_losses_start_with_different_weights(tiny_configs):
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         model = build(tiny_configs['distilled'], distill_losses=losses)
-        weights.append([loss.projection.weight for loss in model.distill_losses])
+        weights.append([loss.adapter.weight for loss in model.distill_losses])
     assert torch.equal(weights[0][0], weights[1][0])  # the seed decides
     assert not torch.equal(weights[0][0], weights[2][0])
     assert not torch.equal(weights[0][0], weights[0][1])
@@ -329,6 +332,17 @@ def test_the_readmes_own_losses(tiny_configs, batch):
         torch.ones(1, 2, 4, 6), torch.full((1, 2, 2, 3), 3.0), None, False
     )
     assert resized.item() == pytest.approx(4)
+
+
+def test_the_readmes_several_losses(tiny_configs, batch):
+    readme = (ROOT / 'README.md').read_text()
+    text = re.search(r'```python\n(model = dict\(distill_losses=\[\n.*?)```', readme, re.DOTALL)[1]
+    settings: dict = {}
+    exec(text, settings)
+    model = build(tiny_configs['distilled'], **settings['model'])
+    log = step(model, batch)
+    assert log['distill.loss_bdd'].item() > 0 and log['distill.loss_cwd_features'].item() > 0
+    assert model.distill_losses[1].adapter.weight.shape == (16, 8, 1, 1)
 
 
 def test_the_teachers_accuracy_leaves_out_what_the_students_head_ignores(tiny_configs, batch):

@@ -68,6 +68,18 @@ class CachedTeacher(Teacher):
         if classes is not None:
             check_number_of_classes(manifest.num_classes, classes, self.describe())
 
+    def channels(self, taps: Iterable[str | None]) -> dict[str | None, int]:
+        """Return the numbers of channels, from the cache's first image.
+
+        Raises:
+            ConfigError: There is no cache, it is not complete, or lacks a tap.
+        """
+        manifest = self._complete_manifest()
+        names = {tap: tap or manifest.logits_tap for tap in taps}
+        self._check_taps(names.values())
+        outputs = self.cache.read_file(next(iter(manifest.images)), {*names.values()}).outputs
+        return {tap: len(outputs[name]) for tap, name in names.items()}
+
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:
         """Check that the cache holds what ``student`` is to learn from.
 
@@ -80,12 +92,7 @@ class CachedTeacher(Teacher):
         wanted = sorted(
             {tap or manifest.logits_tap for tap in taps} | {manifest.logits_tap} & {*manifest.strides}
         )
-        for tap in wanted:
-            if tap not in manifest.strides:
-                raise ConfigError(
-                    f'{self.describe()} holds {", ".join(manifest.strides)}, not {tap!r}; make another: '
-                    f'tools/cache_teacher.py CONFIG --out ANOTHER_FOLDER --taps {" ".join(wanted)}'
-                )
+        self._check_taps(wanted)
         self.taps = wanted
         self.logits_tap = manifest.logits_tap
         self.class_names = None if manifest.class_names is None else tuple(manifest.class_names)
@@ -140,6 +147,15 @@ class CachedTeacher(Teacher):
         if not manifest.images:
             raise ConfigError(f'{self.describe()} is not complete; run tools/cache_teacher.py again')
         return manifest
+
+    def _check_taps(self, wanted: Iterable[str]) -> None:
+        strides, wanted = self.cache.manifest.strides, sorted(wanted)
+        for tap in wanted:
+            if tap not in strides:
+                raise ConfigError(
+                    f'{self.describe()} holds {", ".join(strides)}, not {tap!r}; make another: '
+                    f'tools/cache_teacher.py CONFIG --out ANOTHER_FOLDER --taps {" ".join(wanted)}'
+                )
 
     def _check_fingerprint(self, cached: dict[str, Any]) -> None:
         """Compare with the live teacher that the config names, as far as it is on this machine."""

@@ -52,6 +52,9 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(whole, config, tmp_p
     for key in KEPT:
         assert same(end[key], resumed[key]), key
         assert not same(middle[key], end[key]), key
+    assert resumed['distill_factors'] == end['distill_factors']
+    memory = resumed['distill_losses']['loss_cirkd_memory']
+    assert memory['draws.count'] == 6 and memory['pixels.written'].sum() > memory['regions.written'].sum() > 0
     assert logged_losses(whole)[3:] == logged_losses(tmp_path)
 
 

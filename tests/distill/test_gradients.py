@@ -1,0 +1,122 @@
+"""Factors that give losses' gradients a chosen norm."""
+
+import pytest
+import torch
+from helpers import TRAIN, build, complaint, logged, train
+from mmengine.config import Config
+from torch import nn
+
+from bdd_seg.distill.gradients import balancing_factors, gradient_norm
+from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
+
+LOSSES = [
+    {'type': 'BDDLoss', 'loss_weight': 100.0},
+    {
+        'type': 'FeatureLoss',
+        'loss_weight': 1e-3,
+        'student_tap': 'backbone.layer4',
+        'teacher_tap': 'backbone.layer4',
+    },
+]
+
+
+def test_the_norm_is_that_of_all_parameters_gradients():
+    weights = [nn.Parameter(torch.tensor([3.0, 0.0])), nn.Parameter(torch.tensor([1.0]))]
+    unused = nn.Parameter(torch.ones(2))
+    loss = weights[0].square().sum() / 2 + 4 * weights[1].sum()
+    assert gradient_norm(loss, [*weights, unused]).item() == 5
+    assert gradient_norm(loss, [unused]).item() == 0
+    assert gradient_norm(torch.tensor(2.0), weights).item() == 0
+    loss.backward()  # the graph is still there, and no gradient was accumulated
+    assert weights[0].grad.tolist() == [3, 0]
+
+
+def test_factors_bring_each_norm_to_the_ratio():
+    weight = nn.Parameter(torch.ones(4))
+    losses = {'a': 10 * weight.sum(), 'b': 0.1 * weight.sum(), 'none': 0 * weight.sum()}
+    factors, norms = balancing_factors(2 * weight.sum(), losses, [weight], {}, ratio=0.5)
+    assert factors == pytest.approx({'a': 0.1, 'b': 10, 'none': 1})
+    assert norms == pytest.approx({'': 4, 'a': 20, 'b': 0.2, 'none': 0})
+
+
+def test_a_losss_own_layers_are_part_of_its_gradient():
+    weight, layer = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    loss = {'a': 3 * weight.sum() + 4 * layer.sum()}
+    factors, norms = balancing_factors(10 * weight.sum(), loss, [weight], {'a': [layer]}, ratio=1.0)
+    assert norms == pytest.approx({'': 10, 'a': 5})
+    assert factors == pytest.approx({'a': 2})
+
+
+def test_the_first_step_chooses_and_the_others_keep(tiny_configs, batch):
+    torch.manual_seed(0)
+    model = build(Config.fromfile(tiny_configs['distilled']), distill_losses=LOSSES, balance_gradients=0.5)
+    model.train()
+    student = [p for name, p in model.named_parameters() if not name.startswith('distill_losses')]
+    losses = model.loss(*batch)
+    own, _ = model.parse_losses({k: v for k, v in losses.items() if not k.startswith('distill.')})
+    expected = 0.5 * gradient_norm(own, student).item()
+    layers = {'distill.loss_bdd': [], 'distill.loss_feature': [*model.distill_losses[1].parameters()]}
+    for name, own_layers in layers.items():
+        assert gradient_norm(losses[name], [*student, *own_layers]).item() == pytest.approx(
+            expected, rel=1e-4
+        )
+    chosen = dict(model.distill_losses.factors)
+    model.parse_losses(losses)[0].backward()
+    with torch.no_grad():
+        for parameter in student:
+            parameter.mul_(0.9)
+    model.loss(*batch)
+    assert model.distill_losses.factors == chosen
+
+
+def test_resuming_keeps_what_was_chosen(tiny_configs, tmp_path):
+    config = tmp_path / 'balanced.py'
+    config.write_text(
+        f'_base_ = {str(tiny_configs["distilled"])!r}\n'
+        f'model = dict(balance_gradients=1.0, distill_losses={LOSSES!r})\n'
+    )
+    output = train(config, tmp_path / 'whole')
+    factors = load_checkpoint(tmp_path / 'whole/iter_6.pth')['distill_factors']
+    assert factors.keys() == {'distill.loss_bdd', 'distill.loss_feature'}
+    assert factors['distill.loss_bdd'] < 1 < factors['distill.loss_feature']
+    assert f'distill.loss_bdd × {factors["distill.loss_bdd"]:.4g}, so that its gradient has 1 times' in output
+    train(config, tmp_path / 'cut', '--cfg-options', 'train_cfg.max_iters=3')
+    output = train(config, tmp_path / 'cut', '--resume')
+    assert 'so that its gradient' not in output
+    assert load_checkpoint(tmp_path / 'cut/iter_6.pth')['distill_factors'] == factors
+    names = ('distill.loss_bdd', 'distill.loss_feature', 'loss')
+    whole, cut = (
+        [[log[name] for name in names] for log in logged(tmp_path / run)] for run in ('whole', 'cut')
+    )
+    assert cut == whole
+
+
+@pytest.mark.parametrize('value', [0, -1.0, "'auto'"])
+def test_a_wrong_ratio_ends_in_one_line(monkeypatch, tiny_configs, tmp_path, value):
+    arguments = ['--work-dir', tmp_path / 'run', '--cfg-options', f'model.balance_gradients={value}']
+    message = complaint(monkeypatch, TRAIN, tiny_configs['distilled'], *arguments)
+    assert 'model.balance_gradients must be a positive number, got' in message
+
+
+def test_a_loss_that_warms_up_is_balanced_as_it_will_be(tiny_configs, batch):
+    chosen = []
+    for extra in ({}, {'schedule': {'warmup': 100}}):
+        torch.manual_seed(0)
+        losses = [{**LOSSES[0], **extra}]
+        cfg = Config.fromfile(tiny_configs['distilled'])
+        model = build(cfg, distill_losses=losses, balance_gradients=1.0).train()
+        torch.manual_seed(1)  # dropout
+        value = model.loss(*batch)['distill.loss_bdd'].item()
+        chosen.append((value > 0, model.distill_losses.factors['distill.loss_bdd']))
+    assert chosen[0][1] == chosen[1][1] < 1
+    assert [positive for positive, _ in chosen] == [True, False]
+
+
+def test_a_loss_without_a_gradient_is_told(monkeypatch, tiny_configs, batch):
+    said = []
+    monkeypatch.setattr('bdd_seg.distill.segmentor.print_log', lambda message, *_: said.append(message))
+    loss = {'type': 'BDDLoss', 'loss_weight': 0.0}
+    build(Config.fromfile(tiny_configs['distilled']), distill_losses=[loss], balance_gradients=1.0).loss(
+        *batch
+    )
+    assert said == ['distill.loss_bdd is not balanced: the norm of its gradient is 0 in this step']
