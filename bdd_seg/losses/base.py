@@ -48,6 +48,10 @@ class Pair:
         assert self.label is not None and self.mask is not None
         return self.label, self.mask
 
+    def counts(self) -> Tensor:
+        """Return the mask, also where all positions count, (N, H, W) bool."""
+        return torch.ones_like(self.teacher[:, 0], dtype=torch.bool) if self.mask is None else self.mask
+
     def zeroed(self) -> 'Pair':
         """Return the pair in which both maps are 0 where a position does not count."""
         if self.mask is None:
@@ -57,14 +61,22 @@ class Pair:
             self, student=self.student.masked_fill(out, 0), teacher=self.teacher.masked_fill(out, 0)
         )
 
-    def standardized(self, domain: str) -> 'Pair':
+    def standardized(self, domain: str, mask: Tensor | None = None) -> 'Pair':
         """Return the pair with each distribution's logits as (z − mean)/(std + 1e-7).
 
-        Logit standardization, https://arxiv.org/abs/2403.01427. ``domain`` is ``'pixel'`` or ``'channel'``;
-        positions that do not count leave mean and deviation in the latter.
+        Logit standardization, https://arxiv.org/abs/2403.01427.
+
+        Args:
+            domain: ``'pixel'`` or ``'channel'``.
+            mask: (N, H, W) or (N, C, H, W) bool, True where a logit counts, by default the pair's. The others
+                leave mean and deviation in the channel domain.
         """
-        mask = None if self.mask is None or domain == 'pixel' else self.mask[:, None]
         dims = (1,) if domain == 'pixel' else (2, 3)
+        mask = self.mask if mask is None else mask
+        if domain == 'pixel':
+            mask = None
+        elif mask is not None and mask.dim() == 3:
+            mask = mask[:, None]
         maps = (_standardized(logits, dims, mask) for logits in (self.student, self.teacher))
         return replace(self, student=next(maps), teacher=next(maps))
 
@@ -147,7 +159,7 @@ class DistillLoss(nn.Module, ABC):
         teacher_channels: C_t, channels of the teacher's map, given or found with the student's.
 
     Attributes:
-        adapter: The layers that the student's map goes through first. They are trained with the student.
+        adapter: The layer from the student's channels to the teacher's. It is trained with the student.
 
     Raises:
         ValueError: ``loss_weight`` is no number, ``loss_name`` does not contain ``loss``, or one number of
@@ -155,8 +167,9 @@ class DistillLoss(nn.Module, ABC):
     """
 
     channels: Literal['any', 'equal', 'adapted'] = 'equal'
-    """The number of channels that ``compare`` takes: ``'any'`` two, ``'equal'`` ones, so that a 1×1
-    convolution adapts the student's where they differ; or those that the method's own layers adapt."""
+    """The numbers of channels that ``compare`` takes: ``'any'`` two; ``'equal'`` ones, for which a 1×1
+    convolution adapts the student's map where they differ; or ``'adapted'`` ones, for which the method has
+    layers of its own, which it applies itself."""
 
     needs_labels = False
     """True if the method compares class by class: then positions without a label never count."""
@@ -221,11 +234,11 @@ class DistillLoss(nn.Module, ABC):
             return self.loss_weight * self.compare(self._adapted(pair))
 
     def _adapted(self, pair: Pair) -> Pair:
-        """Return the pair with the student's map after :attr:`adapter`."""
+        """Return the pair with equal channels, if the method compares them one by one."""
         found = pair.student.shape[1], pair.teacher.shape[1]
         if self.student_channels is not None:
             self._check_channels(pair)
-            if not isinstance(self.adapter, nn.Identity):
+            if self.channels == 'equal' and not isinstance(self.adapter, nn.Identity):
                 pair = pair.zeroed()  # a NaN that does not count would make the adapter's gradient NaN
                 pair = replace(pair, student=run_in_float32(self.adapter, pair.student))
         elif self.channels == 'adapted':

@@ -1,4 +1,4 @@
-"""A sum that is worked out in blocks, so that its memory is that of one block."""
+"""Losses that are worked out in parts, so that their memory is that of one part."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -6,8 +6,25 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 Block = TypeVar('Block')
+_LARGE = 2**24  # elements of a map from which images are taken one by one
+
+
+def image_by_image(function: Callable[..., Tensor], *maps: Tensor) -> Tensor:
+    """Return ``function(*maps)``, for large maps one image at a time, whose intermediates are not kept.
+
+    The backward pass computes an image anew, which takes a third of the time more.
+
+    Args:
+        function: Returns (N, ...) from maps (N, ...), each image apart from the others.
+        maps: Tensors of N images.
+    """
+    if max(one.numel() for one in maps) < _LARGE:
+        return function(*maps)
+    images = zip(*(one.split(1) for one in maps), strict=True)
+    return torch.cat([checkpoint(function, *image, use_reentrant=False) for image in images])
 
 
 def sum_over_blocks(

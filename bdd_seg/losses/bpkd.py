@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bdd_seg.losses.balanced import BalancedLoss
 from bdd_seg.losses.base import Pair
+from bdd_seg.losses.divergences import check_weights
 
 
 def edges(label: Tensor, mask: Tensor, radius: int) -> Tensor:
@@ -40,7 +41,7 @@ class BPKDLoss(BalancedLoss):
         edge_weight: w_e.
         body_weight: w_b.
         edge_radius: Half the width of the edge band, in positions of the logits.
-        standardize: Whether logits are standardised along each term's own axis first,
+        standardize: Whether the logits of each term's distributions are standardised first,
             https://arxiv.org/abs/2403.01427.
         **shared: ``forward_weight``, ``reverse_weight`` and ``tau_reverse`` as for
             :class:`~bdd_seg.losses.BalancedLoss`, and the arguments of :class:`~bdd_seg.losses.DistillLoss`.
@@ -63,6 +64,7 @@ class BPKDLoss(BalancedLoss):
         **shared: Any,
     ) -> None:
         super().__init__(tau, loss_weight=loss_weight, loss_name=loss_name, **shared)
+        check_weights(edge_weight=edge_weight, body_weight=body_weight)
         if not isinstance(edge_radius, int) or edge_radius < 1:
             raise ValueError(f'edge_radius must be a whole number from 1 on, got {edge_radius!r}')
         self.edge_weight = edge_weight
@@ -78,6 +80,6 @@ class BPKDLoss(BalancedLoss):
         body = (label[:, None] == classes) & (mask & ~edge)[:, None]  # (N, C, H, W)
         total = pair.student.new_zeros(())
         for domain, weight, part in (('pixel', self.edge_weight, edge), ('channel', self.body_weight, body)):
-            maps = pair.standardized(domain) if self.standardize else pair
+            maps = pair.standardized(domain, part) if self.standardize else pair
             total = total + weight * self.divergence(maps.student, maps.teacher, domain, part)
         return total

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bdd_seg.losses.balanced import BalancedLoss
 from bdd_seg.losses.base import Pair, run_in_float32, unit
 from bdd_seg.losses.blocks import sum_over_blocks
+from bdd_seg.losses.divergences import check_weights
 from bdd_seg.losses.draws import Draws
 
 MODES = ('paper', 'code')
@@ -65,8 +66,8 @@ class CIRKDMemoryLoss(BalancedLoss):
     are positions, plus the same with w_r for keys that are regions. f̂_s is a projection of the student's
     features, 1×1 convolution, BatchNorm, ReLU, 1×1 convolution, trained with the student.
 
-    The queues take ``4·K·C_t·(pixel_memory + region_memory)`` bytes, 107 MB for 19 classes and 64 channels,
-    as much again in each checkpoint.
+    The queues take ``4·K·C_t·(pixel_memory + region_memory)`` bytes, 856 MB for 19 classes and 512 channels,
+    and as much in each checkpoint.
 
     Args:
         num_classes: K. Labels are below it.
@@ -107,7 +108,7 @@ class CIRKDMemoryLoss(BalancedLoss):
         region_memory: int = 2_000,
         pixel_keys: int = 4096,
         region_keys: int = 1024,
-        positions: int | None = 4096,
+        positions: int | None = 2048,
         mode: str = 'paper',
         loss_weight: float = 1.0,
         loss_name: str = 'loss_cirkd_memory',
@@ -116,6 +117,7 @@ class CIRKDMemoryLoss(BalancedLoss):
         super().__init__(tau, loss_weight=loss_weight, loss_name=loss_name, **shared)
         if (student_channels is None) != (teacher_channels is None):
             raise ValueError('give both student_channels and teacher_channels, or neither')
+        check_weights(pixel_weight=pixel_weight, region_weight=region_weight)
         sizes = {
             'num_classes': num_classes,
             'pixel_memory': pixel_memory,
@@ -157,21 +159,25 @@ class CIRKDMemoryLoss(BalancedLoss):
     def compare(self, pair: Pair) -> Tensor:
         """Return the weighted sum of both mean divergences; 0 where fewer than two positions are labelled."""
         label, mask = pair.labelled()
-        pair, generator = pair.zeroed(), self.draws.next()
-        teacher = unit(pair.teacher, 1)
+        generator = self.draws.next()
+        teacher = torch.empty_like(pair.teacher)
+        for out, features, counts in zip(teacher, pair.teacher, mask, strict=True):
+            out.copy_(unit(features.masked_fill(~counts, 0), 0))
         self._remember(teacher, label, mask, generator)
         rows = mask.flatten().nonzero().flatten()
         if self.positions is not None and len(rows) > self.positions:
             rows = rows[torch.randperm(len(rows), generator=generator)[: self.positions].to(rows.device)]
         if len(rows) < 2:  # of which BatchNorm can make no statistics; DDP wants a gradient all the same
-            return 0 * sum((weight.sum() for weight in self.projection.parameters()), pair.student.sum())
-        student, teacher = (x.movedim(1, 3).flatten(0, 2)[rows] for x in (pair.student, teacher))
+            student = pair.zeroed().student
+            return 0 * sum((weight.sum() for weight in self.projection.parameters()), student.sum())
+        image, at = rows // mask[0].numel(), rows % mask[0].numel()
+        student, teacher = (x.flatten(2)[image, :, at] for x in (pair.student, teacher))
         student = unit(run_in_float32(self.projection, student), 1)
         pixels = self.pixels.draw(math.ceil(self.pixel_keys / self.num_classes), generator)
         regions = self.regions.draw(math.ceil(self.region_keys / self.num_classes), generator)
-        return self.pixel_weight * self._against(
-            student, teacher, *pixels
-        ) + self.region_weight * self._against(student, teacher, *regions)
+        against_pixels = self._against(student, teacher, *pixels)
+        against_regions = self._against(student, teacher, *regions)
+        return self.pixel_weight * against_pixels + self.region_weight * against_regions
 
     def _against(self, student: Tensor, teacher: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
         """Return the mean divergence of M rows' similarities to the keys that are valid."""

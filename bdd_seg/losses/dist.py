@@ -6,7 +6,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.base import DistillLoss, Pair, unit
-from bdd_seg.losses.divergences import check_temperature
+from bdd_seg.losses.divergences import check_temperature, check_weights
 
 
 def inter_class_relation(p: Tensor, q: Tensor) -> Tensor:
@@ -60,9 +60,7 @@ class DISTLoss(DistillLoss):
     ) -> None:
         super().__init__(loss_weight, loss_name, **shared)
         check_temperature('tau', tau)
-        for name, weight in (('beta', beta), ('gamma', gamma)):
-            if not isinstance(weight, int | float):
-                raise ValueError(f'{name} must be a number, got {weight!r}')
+        check_weights(beta=beta, gamma=gamma)
         if mode not in ('paper', 'code'):
             raise ValueError(f"mode must be 'paper' or 'code', got {mode!r}")
         self.beta = beta

@@ -120,9 +120,7 @@ def check_settings(
         raise ValueError(f'domain must be one of {sorted(DOMAINS)}, got {domain!r}')
     check_temperature('tau_forward', tau_forward)
     check_temperature('tau_reverse', tau_reverse)
-    for name, weight in (('forward_weight', forward_weight), ('reverse_weight', reverse_weight)):
-        if not isinstance(weight, int | float):
-            raise ValueError(f'{name} must be a number, got {weight!r}')
+    check_weights(forward_weight=forward_weight, reverse_weight=reverse_weight)
 
 
 def check_temperature(name: str, tau: float) -> None:
@@ -133,6 +131,17 @@ def check_temperature(name: str, tau: float) -> None:
     """
     if not isinstance(tau, int | float) or not 0 < tau < math.inf:
         raise ValueError(f'{name} must be a positive number, got {tau!r}')
+
+
+def check_weights(**weights: float) -> None:
+    """Check weights, by their names.
+
+    Raises:
+        ValueError: One is no number.
+    """
+    for name, weight in weights.items():
+        if not isinstance(weight, int | float):
+            raise ValueError(f'{name} must be a number, got {weight!r}')
 
 
 def check_tensors(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None) -> None:

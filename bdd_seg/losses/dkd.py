@@ -1,5 +1,6 @@
 """Decoupled knowledge distillation (DKD), https://arxiv.org/abs/2203.08679."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from bdd_seg.losses.balanced import BalancedLoss
 from bdd_seg.losses.base import Pair
-from bdd_seg.losses.divergences import MASKED
+from bdd_seg.losses.divergences import MASKED, check_weights
 from bdd_seg.losses.fused import balance_divergence
 
 
@@ -23,6 +24,7 @@ def target_logits(logits: Tensor, target: Tensor, tau: float) -> Tensor:
     Returns:
         (N, 2, H, W): the label's logit, and τ·log Σ exp(z/τ) over the other classes.
     """
+    logits = logits - logits.amax(dim=1, keepdim=True)  # large ones would cost digits
     own = logits.masked_fill(~target, 0).sum(dim=1)
     others = logits.masked_fill(target, MASKED).div(tau).logsumexp(dim=1) * tau
     return torch.stack([own, others], dim=1)
@@ -63,9 +65,7 @@ class DKDLoss(BalancedLoss):
         **shared: Any,
     ) -> None:
         super().__init__(tau, loss_weight=loss_weight, loss_name=loss_name, **shared)
-        for name, weight in (('alpha', alpha), ('beta', beta)):
-            if not isinstance(weight, int | float):
-                raise ValueError(f'{name} must be a number, got {weight!r}')
+        check_weights(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
         self.standardize = standardize
@@ -77,7 +77,8 @@ class DKDLoss(BalancedLoss):
             pair = pair.standardized('pixel')
         classes = torch.arange(pair.student.shape[1], device=label.device).view(1, -1, 1, 1)
         target = label[:, None] == classes
-        others = mask[:, None] & ~target
+        mask = mask & target.any(dim=1)
+        pair, others = replace(pair, mask=mask), mask[:, None] & ~target
         return self.alpha * self._target_class(pair, target) + self.beta * self.divergence(
             pair.student, pair.teacher, 'pixel', others
         )

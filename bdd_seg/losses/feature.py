@@ -5,7 +5,8 @@ from typing import Any
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from bdd_seg.losses.base import DistillLoss, Pair, unit
+from bdd_seg.losses.base import DistillLoss, Pair, run_in_float32, unit
+from bdd_seg.losses.blocks import image_by_image
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -70,4 +71,9 @@ class FeatureLoss(DistillLoss):
 
     def compare(self, pair: Pair) -> Tensor:
         """Return the mean distance over the positions that count; 0 where none does."""
-        return pair.mean(DISTANCES[self.distance](pair.student, pair.teacher))
+        return pair.mean(image_by_image(self._distance, pair.student, pair.teacher, pair.counts()))
+
+    def _distance(self, student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
+        # A NaN that does not count would make the adapter's gradient NaN.
+        student = student.masked_fill(~counts[:, None], 0)
+        return DISTANCES[self.distance](run_in_float32(self.adapter, student), teacher)

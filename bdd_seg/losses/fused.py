@@ -273,33 +273,37 @@ def _alpha_beta(
     B = u·(e^(−β·r) − 1)/β to −u·r. A is also the gradient in log q.
     """
     log_p, log_q = (teacher / tau).log_softmax(dim), (student / tau).log_softmax(dim)
-    log_ratio, log_u = log_q - log_p, alpha * log_p + beta * log_q
-    slope = _power_difference(log_u, log_ratio, alpha)
-    value = (slope + _power_difference(log_u, -log_ratio, beta)).sum(dtype=torch.float64) / (alpha + beta)
+    log_ratio, u = log_q - log_p, (alpha * log_p + beta * log_q).exp()
+    slope = _power_difference(u, log_ratio, alpha, (alpha + beta) * log_q)
+    value = slope + _power_difference(u, -log_ratio, beta, (alpha + beta) * log_p)
     slope = torch.addcmul(slope, log_q.exp(), slope.sum(dim, keepdim=True), value=-1)
-    return tau**2 * value, torch.mul(slope, tau, out=out)
+    return tau**2 / (alpha + beta) * value.sum(dtype=torch.float64), torch.mul(slope, tau, out=out)
 
 
-def _power_difference(log_u: Tensor, x: Tensor, power: float) -> Tensor:
-    """Return u·(e^(power·x) − 1)/power, which for power 0 is u·x."""
-    u = log_u.exp()
+def _power_difference(u: Tensor, x: Tensor, power: float, log_end: Tensor) -> Tensor:
+    """Return u·(e^(power·x) − 1)/power, which for power 0 is u·x; ``log_end`` is log(u·e^(power·x))."""
     if power == 0:
         return u * x
     x = power * x
     # u may be 0 where e^x is infinite; elsewhere expm1 keeps the digits of small differences.
-    return torch.where(x < 1, u * x.clamp(max=1).expm1(), (log_u + x).exp() - u) / power
+    return torch.where(x < 1, u * x.clamp(max=1).expm1(), log_end.exp() - u) / power
 
 
 def _jensen_shannon(
     student: Tensor, teacher: Tensor, dim: int, tau: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The :data:`Term` τ²·(½·KL(p‖m) + ½·KL(q‖m)); log(q/m) = log 2 − softplus(log(p/q))."""
+    """The :data:`Term` τ²·(½·KL(p‖m) + ½·KL(q‖m))."""
     p, q, log_ratio = _softened(student, teacher, dim, tau)
-    teachers = p * (math.log(2) - F.softplus(log_ratio))
-    slope = q * (math.log(2) - F.softplus(-log_ratio))
-    value = 0.5 * tau**2 * (teachers + slope).sum(dtype=torch.float64)
+    slope = q * _log_over_mean(log_ratio)
+    value = 0.5 * tau**2 * (p * _log_over_mean(-log_ratio) + slope).sum(dtype=torch.float64)
     slope = torch.addcmul(slope, q, slope.sum(dim, keepdim=True), value=-1)
     return value, torch.mul(slope, 0.5 * tau, out=out)
+
+
+def _log_over_mean(log_ratio: Tensor) -> Tensor:
+    """Return log(q/m) of log(q/p), where m = ½·(p + q)."""
+    near = (0.5 * log_ratio.clamp(min=-1)).tanh().log1p()  # keeps the digits of small ratios
+    return torch.where(log_ratio > -1, near, math.log(2) - F.softplus(-log_ratio))
 
 
 def _softened(student: Tensor, teacher: Tensor, dim: int, tau: float) -> tuple[Tensor, Tensor, Tensor]:

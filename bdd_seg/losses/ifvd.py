@@ -10,6 +10,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.base import DistillLoss, Pair, unit
+from bdd_seg.losses.blocks import image_by_image
 
 
 def centres(features: Tensor, label: Tensor, mask: Tensor) -> Tensor:
@@ -36,6 +37,14 @@ def similarity_to_centre(features: Tensor, label: Tensor, mask: Tensor) -> Tenso
     return (unit(features, 1) * unit(centres(features, label, mask), 1)).sum(dim=1)
 
 
+def squared_difference(student: Tensor, teacher: Tensor, label: Tensor, mask: Tensor) -> Tensor:
+    """Return (m(f_s) − m(f_t))², (N, H, W)."""
+    out = ~mask[:, None]
+    student, teacher = student.masked_fill(out, 0), teacher.masked_fill(out, 0)
+    difference = similarity_to_centre(student, label, mask) - similarity_to_centre(teacher, label, mask)
+    return difference.square()
+
+
 @MODELS.register_module()
 class IFVDLoss(DistillLoss):
     """Mean squared difference of the positions' similarities to their class's centre.
@@ -56,7 +65,4 @@ class IFVDLoss(DistillLoss):
 
     def compare(self, pair: Pair) -> Tensor:
         """Return the mean over the labelled positions; 0 where there is none."""
-        pair, (label, mask) = pair.zeroed(), pair.labelled()
-        student = similarity_to_centre(pair.student, label, mask)
-        teacher = similarity_to_centre(pair.teacher, label, mask)
-        return pair.mean((student - teacher).square())
+        return pair.mean(image_by_image(squared_difference, pair.student, pair.teacher, *pair.labelled()))

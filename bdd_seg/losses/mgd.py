@@ -1,6 +1,5 @@
 """Masked generative distillation (MGD), https://arxiv.org/abs/2205.01529."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from bdd_seg.losses.base import DistillLoss, Pair, run_in_float32
+from bdd_seg.losses.blocks import image_by_image
 from bdd_seg.losses.draws import Draws
 
 
@@ -65,9 +65,16 @@ class MGDLoss(DistillLoss):
 
     def compare(self, pair: Pair) -> Tensor:
         """Return the squared error, summed over channels and positions that count, divided by N."""
-        pair = pair.zeroed()
         images, _, height, width = pair.student.shape
         random = torch.rand(images, 1, height, width, generator=self.draws.next()).to(pair.student.device)
-        generated = run_in_float32(self.generation, pair.student * (random >= self.mask_ratio))
-        pair = replace(pair, student=generated).zeroed()
-        return (pair.student - pair.teacher).square().sum() / max(1, images)
+        kept = random >= self.mask_ratio
+        return image_by_image(self._error, pair.student, pair.teacher, kept, pair.counts()).sum() / max(
+            1, images
+        )
+
+    def _error(self, student: Tensor, teacher: Tensor, kept: Tensor, counts: Tensor) -> Tensor:
+        """Return the squared error, (N, H, W)."""
+        counts = counts[:, None]
+        student = run_in_float32(self.adapter, student.masked_fill(~counts, 0))
+        generated = run_in_float32(self.generation, student * (kept & counts))
+        return (generated - teacher).square().masked_fill(~counts, 0).sum(dim=1)

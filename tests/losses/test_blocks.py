@@ -1,9 +1,11 @@
+import copy
 import weakref
 
 import pytest
 import torch
 
-from bdd_seg.losses.blocks import sum_over_blocks
+from bdd_seg.losses import FeatureLoss, IFVDLoss, MGDLoss
+from bdd_seg.losses.blocks import image_by_image, sum_over_blocks
 
 
 def cubes(x: torch.Tensor, block: slice) -> torch.Tensor:
@@ -94,3 +96,40 @@ def test_keeps_the_intermediates_of_one_block(x):
     assert len(alive) == 4 and alive[-1]() is None
     value.backward()
     torch.testing.assert_close(x.grad, 2 * (2 * x.detach()).exp())
+
+
+def test_large_maps_are_taken_image_by_image(monkeypatch):
+    seen = []
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return (x.square() * y).sum(dim=1)
+
+    x, y = torch.randn(3, 2, 4, 5, requires_grad=True), torch.randn(3, 2, 4, 5)
+    whole = image_by_image(function, x, y)
+    (expected,) = torch.autograd.grad(whole.square().sum(), x)
+    monkeypatch.setattr('bdd_seg.losses.blocks._LARGE', 1)
+    parts = image_by_image(function, x, y)
+    (gradient,) = torch.autograd.grad(parts.square().sum(), x)
+    assert seen == [3, 1, 1, 1, 1, 1, 1]  # and each image anew for the gradient
+    assert torch.equal(parts, whole)
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize('build', [lambda: FeatureLoss(3, 4), lambda: MGDLoss(3, 4), IFVDLoss])
+def test_losses_of_large_maps_are_the_same(build, monkeypatch):
+    torch.manual_seed(0)
+    loss, student, teacher = build(), torch.randn(3, 3, 5, 4), torch.randn(3, 4, 5, 4)
+    label = torch.randint(0, 3, (3, 5, 4)).masked_fill(torch.rand(3, 5, 4) < 0.2, 255)
+    state, results = copy.deepcopy(loss.state_dict()), []
+    for large in (2**24, 1):
+        monkeypatch.setattr('bdd_seg.losses.blocks._LARGE', large)
+        loss.load_state_dict(state)
+        loss.zero_grad()
+        leaf = student.clone().requires_grad_()
+        value = loss(leaf, teacher, label)
+        value.backward()
+        results.append((value.detach(), leaf.grad, *(weight.grad.clone() for weight in loss.parameters())))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    assert results[0][0] > 0

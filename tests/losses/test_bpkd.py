@@ -170,3 +170,9 @@ def test_settings():
             BPKDLoss(edge_radius=radius)
     with pytest.raises(ValueError, match='needs labels'):
         BPKDLoss()(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
+
+
+@pytest.mark.parametrize('setting', ['edge_weight', 'body_weight'])
+def test_weights_are_numbers(setting):
+    with pytest.raises(ValueError, match=f"{setting} must be a number, got 'a'"):
+        BPKDLoss(**{setting: 'a'})

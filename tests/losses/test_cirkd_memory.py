@@ -186,7 +186,7 @@ def test_settings_of_a_config():
     loss = MODELS.build({'type': 'CIRKDMemoryLoss', 'num_classes': 19})
     assert (loss.loss_weight, loss.loss_name, loss.mode) == (1.0, 'loss_cirkd_memory', 'paper')
     assert (loss.pixel_weight, loss.region_weight) == (0.1, 0.1)
-    assert (loss.pixel_keys, loss.region_keys, loss.positions) == (4096, 1024, 4096)
+    assert (loss.pixel_keys, loss.region_keys, loss.positions) == (4096, 1024, 2048)
     assert (loss.tau_forward, loss.tau_reverse, loss.reverse_weight) == (0.1, 0.1, 0.0)
     loss.adapt(4, 2)
     assert {name: tuple(value.shape) for name, value in loss.state_dict().items()} == {

@@ -149,3 +149,11 @@ def test_settings():
         DKDLoss(beta='8')
     with pytest.raises(ValueError, match='needs labels'):
         DKDLoss()(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
+
+
+def test_a_label_that_is_no_class_does_not_count():
+    student, teacher = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2)
+    label = torch.tensor([[[0, 1], [2, 9]]])
+    ignored = label.where(label < 3, 255)
+    loss = DKDLoss(reverse_weight=0.5)
+    assert torch.equal(loss(student, teacher, label), loss(student, teacher, ignored))

@@ -33,21 +33,36 @@ def build(settings, **changes):
 
 
 def standardised(values: list[float]) -> list[float]:
-    mean = math.fsum(values) / len(values)
+    mean = math.fsum(values) / max(1, len(values))
     variance = math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
     return [(value - mean) / (math.sqrt(variance) + 1e-7) for value in values]
 
 
-def reference(logits, domain, places):
-    """Return logits whose distributions, at the places that count, have mean 0 and deviation 1."""
+def bodies(label, places):
+    """Return (n, class) → the places of BPKD's second term: labelled so, and no other label beside them."""
+    known = {(n, y, x): int(label[n, y, x]) for n, y, x in places}
+    found: dict = {}
+    for (n, y, x), k in known.items():
+        around = {known.get((n, v, u), k) for v in (y - 1, y, y + 1) for u in (x - 1, x, x + 1)}
+        if around == {k}:
+            found.setdefault((n, k), []).append((y, x))
+    return found
+
+
+def reference(logits, domain, places, of_class=None):
+    """Return logits whose distributions, at the places that count, have mean 0 and deviation 1.
+
+    ``of_class`` gives for (n, class) the places of its distribution, all that count by default.
+    """
     found = torch.zeros_like(logits)
     if domain == 'pixel':
         for n, y, x in places:
             found[n, :, y, x] = logits.new_tensor(standardised(logits[n, :, y, x].tolist()))
         return found
     for n in {n for n, _, _ in places}:
-        there = [(y, x) for image, y, x in places if image == n]
+        all_there = [(y, x) for image, y, x in places if image == n]
         for k in range(logits.shape[1]):
+            there = all_there if of_class is None else of_class.get((n, k), [])
             values = standardised([logits[n, k, y, x].item() for y, x in there])
             for (y, x), value in zip(there, values, strict=True):
                 found[n, k, y, x] = value
@@ -62,7 +77,8 @@ def test_is_the_loss_of_standardised_logits(settings, domain, shape, masked):
     label = label.sort(2).values  # so that classes have bodies
     places = positions(label, mask)
     value = build(settings, standardize=True)(student, teacher, label, mask=mask)
-    maps = (reference(logits, domain, places) for logits in (student, teacher))
+    of_class = bodies(label, places) if settings['type'] == 'BPKDLoss' else None
+    maps = (reference(logits, domain, places, of_class) for logits in (student, teacher))
     expected = build(settings)(*maps, label, mask=mask)
     assert value.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
 
