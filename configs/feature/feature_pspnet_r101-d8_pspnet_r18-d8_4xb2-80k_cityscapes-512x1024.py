@@ -1,5 +1,4 @@
 _base_ = '../_base_/pairs/pspnet_r101-d8_pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 model = dict(
     distill_losses=[
-        dict(type='FeatureMSELoss', student_channels=512, teacher_channels=2048,
-             student_tap='backbone.layer4', teacher_tap='backbone.layer4')])
+        dict(type='FeatureLoss', student_tap='backbone.layer4', teacher_tap='backbone.layer4')])

@@ -3,4 +3,4 @@ model = dict(
     type='SegDistiller',
     teacher=dict(
         config='{{ fileDirname }}/../../pspnet/pspnet_r50-d8-w16_1xb8-demo_street-scenes-96x192.py',
-        checkpoint='work_dirs/demo/teacher/iter_800.pth'))
+        checkpoint='work_dirs/demo/teacher/iter_600.pth'))

@@ -1,0 +1,4 @@
+_base_ = '../_base_/pairs/pspnet_r101-d8_pspnet_r18-d8_1xb8-20k_camvid-360x480.py'
+model = dict(
+    distill_losses=[
+        dict(type='MGDLoss', student_tap='backbone.layer4', teacher_tap='backbone.layer4')])
