@@ -359,6 +359,8 @@ def plot_ratios(rows: list[Row], title: str, axis_label: str, path: Path) -> Non
     bars = axis.barh([row.name for row in rows], ratios, xerr=(ratios - low, high - ratios), capsize=3)
     axis.bar_label(bars, fmt='%.2f', padding=3)
     axis.axvline(1, color='black', linewidth=0.8)
+    if ratios.max() > 100 * ratios.min():
+        axis.set_xscale('log')
     axis.margins(x=0.1)
     axis.invert_yaxis()
     axis.set_xlabel(axis_label)
