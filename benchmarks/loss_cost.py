@@ -66,7 +66,6 @@ METHODS: dict[str, dict[str, Callable[[], DistillLoss]]] = {
         'KDLoss': losses.KDLoss,
         'CWDLoss': losses.CWDLoss,
         'AlphaBetaLoss': losses.AlphaBetaLoss,
-        'JensenShannonLoss': losses.JensenShannonLoss,
         'DISTLoss': losses.DISTLoss,
         'DKDLoss': losses.DKDLoss,
         'BPKDLoss': losses.BPKDLoss,

@@ -1,38 +1,57 @@
-"""The numbers of channels of tapped maps, from a forward pass without data."""
+"""The number of channels of a tapped map, from a forward pass without data."""
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from mmseg.models import BaseSegmentor
+from torch import Tensor, nn
 
 from bdd_seg.distill.taps import Tap
 
 _SIZE = (256, 256)  # of the input; meta tensors have no data, so that it costs nothing
 
 
-def map_channels(model: BaseSegmentor, taps: Iterable[str]) -> dict[str, int]:
-    """Return tap name → channels, by a forward pass on torch's meta device.
+def map_channels(model: BaseSegmentor, tap: str) -> int:
+    """Return the number of channels of a module's output, by a forward pass on torch's meta device.
 
     The model is left as it is, on whatever device.
 
     Args:
-        model: The network. Auxiliary heads do not run.
-        taps: Dotted names of its modules.
+        model: The network.
+        tap: The dotted name of one of its modules. Those of auxiliary heads run, too.
 
     Raises:
-        ConfigError: A tap names no module, or one that does not run or does not put out one tensor.
+        ConfigError: The tap names no module, or one that does not run or does not put out one tensor.
         Exception: Of any kind, where the network computes with the values of tensors.
     """
-    tensors = {name: tensor.to('meta') for name, tensor in model.named_parameters()}
-    tensors |= {name: tensor.to('meta') for name, tensor in model.named_buffers()}
+    whole = _WithAuxiliaryHeads(model)
+    tensors = {name: tensor.to('meta') for name, tensor in whole.named_parameters()}
+    tensors |= {name: tensor.to('meta') for name, tensor in whole.named_buffers()}
     training = {module: module.training for module in model.modules()}
-    inputs = torch.empty(1, 3, *_SIZE, device='meta')
+    bands = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    inputs = torch.empty(1, bands, *_SIZE, device='meta')
     try:
         for module in training:
             module.training = False  # not by eval(), with which some networks freeze parts of themselves
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), Tap(model, taps) as outputs:
-            torch.func.functional_call(model, tensors, (inputs,), {'mode': 'tensor'})
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), Tap(model, [tap]) as outputs:
+            torch.func.functional_call(whole, tensors, (inputs,))
     finally:
         for module, mode in training.items():
             module.training = mode
-    return {name: output.shape[1] for name, output in outputs.items()}
+    return outputs[tap].shape[1]
+
+
+class _WithAuxiliaryHeads(nn.Module):
+    """A segmentor whose forward pass runs all of its heads."""
+
+    def __init__(self, model: BaseSegmentor) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> None:
+        self.model(inputs, mode='tensor')
+        heads: Any = getattr(self.model, 'auxiliary_head', None)
+        if heads is not None:
+            features = self.model.extract_feat(inputs)
+            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+                head(features)

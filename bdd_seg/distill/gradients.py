@@ -1,54 +1,102 @@
-"""Weights of losses by the norm of their gradients."""
+"""Factors of losses that give their gradients a chosen norm."""
 
-from collections.abc import Iterable
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from mmengine.dist import all_reduce
+from mmengine.logging import print_log
 from torch import Tensor, nn
+
+from bdd_seg.errors import ConfigError
 
 
 def gradient_norm(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the L2 norm of a loss's gradient in the parameters, a scalar. The graph is kept."""
+    """Return the L2 norm of a loss's gradient in the parameters, a scalar. The graph is kept.
+
+    Raises:
+        ConfigError: The network recomputes activations, which allows no gradient apart from the step's.
+    """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     if not loss.requires_grad:
         return loss.detach() * 0
-    found = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    try:
+        found = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise ConfigError(
+            'model.balance_gradients: the gradient of one loss cannot be computed apart from the others. '
+            f'Switch activation checkpointing off (with_cp=False), or give weights instead. ({error})'
+        ) from error
     squares = [gradient.float().square().sum() for gradient in found if gradient is not None]
     return torch.stack(squares).sum().sqrt() if squares else loss.detach() * 0
 
 
-def balancing_factors(
-    own_loss: Tensor,
-    losses: dict[str, Tensor],
-    student: Iterable[nn.Parameter],
-    layers: dict[str, list[nn.Parameter]],
-    ratio: float,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return factors with which the norms of losses' gradients are a multiple of that of the student's own.
+class GradientBalance:
+    """Chooses, once, a factor for each loss by the norm of its gradient.
+
+    The norm is that in the student's parameters and in those of the loss's own layers, which a large factor
+    could make diverge. It is meant for float32 and bfloat16: in float16 small gradients become 0 here, before
+    ``GradScaler`` could scale them.
 
     Args:
-        own_loss: The student's own loss, a scalar.
-        losses: Name → distillation loss, a scalar.
-        student: The student's parameters.
-        layers: Name → parameters of the loss's own layers. They are part of its gradient, or a large factor
-            could make their training diverge.
-        ratio: The multiple.
+        ratio: The norm that each loss's gradient shall have, as a multiple of that of the student's own loss.
 
-    Returns:
-        Name → factor, 1 where a gradient is 0 or not finite; and name → norm before, under ``''`` that of
-        the student's own loss. Norms are the means over all processes.
+    Attributes:
+        factors: Name → factor, of the losses for which it is chosen.
     """
-    student = list(student)
-    norms = torch.stack(
-        [
-            gradient_norm(own_loss, student),
-            *(gradient_norm(loss, [*student, *layers.get(name, ())]) for name, loss in losses.items()),
-        ]
-    )
-    all_reduce(norms, 'mean')
-    own, *others = norms.tolist()
-    factors = {}
-    for name, norm in zip(losses, others, strict=True):
-        usable = 0 < norm < float('inf') and 0 < own < float('inf')
-        factors[name] = ratio * own / norm if usable else 1.0
-    return factors, {'': own, **dict(zip(losses, others, strict=True))}
+
+    def __init__(self, ratio: float) -> None:
+        self.ratio = ratio
+        self.factors: dict[str, float] = {}
+        self._warned: set[str] = set()
+
+    def resume(self, factors: Mapping[str, float]) -> None:
+        """Take factors over that a checkpoint holds."""
+        self.factors = dict(factors)
+        if factors:
+            chosen = ', '.join(f'{name} × {factor:.4g}' for name, factor in factors.items())
+            print_log(f"The checkpoint's factors of balanced gradients: {chosen}", 'current')
+
+    def balance(
+        self,
+        own_loss: Tensor,
+        losses: Mapping[str, Tensor],
+        student: Sequence[nn.Parameter],
+        layers: Mapping[str, Sequence[nn.Parameter]],
+    ) -> dict[str, Tensor]:
+        """Return the losses times their factors. Those without one get it now, if all norms are usable.
+
+        Args:
+            own_loss: The student's own loss, a scalar.
+            losses: Name → distillation loss, a scalar.
+            student: The student's parameters.
+            layers: Name → parameters of the loss's own layers.
+        """
+        lacking = [name for name in losses if name not in self.factors]
+        if lacking and torch.is_grad_enabled():
+            norms = [gradient_norm(own_loss, student)]
+            norms += [gradient_norm(losses[name], [*student, *layers.get(name, ())]) for name in lacking]
+            together = torch.stack(norms)
+            all_reduce(together, 'mean')  # so that all processes choose the same
+            own, *others = together.tolist()
+            for name, norm in zip(lacking, others, strict=True):
+                self._choose(name, norm, own)
+        return {name: loss * self.factors.get(name, 1.0) for name, loss in losses.items()}
+
+    def _choose(self, name: str, norm: float, own: float) -> None:
+        if 0 < norm < math.inf and 0 < own < math.inf:
+            self.factors[name] = self.ratio * own / norm
+            print_log(
+                f'{name} × {self.factors[name]:.4g}, so that its gradient has {self.ratio:g} times the norm '
+                f"of the student's own loss's, {own:.4g}; it had {norm:.4g}",
+                'current',
+            )
+        elif name not in self._warned:
+            self._warned.add(name)
+            print_log(
+                f'{name} is not balanced yet: the norm of its gradient is {norm:g}, that of the '
+                f"student's own loss {own:g}",
+                'current',
+                logging.WARNING,
+            )

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmseg.registry import HOOKS
 
-from bdd_seg.distill.schedule import interpolate, numbers_of
+from bdd_seg.distill.schedule import check_movable, check_span, interpolate
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.models import unwrapped
 
@@ -33,14 +33,16 @@ class LossStateHook(Hook):
             for loss in _distill_losses(runner)
             if loss.state_dict()
         }
-        factors = getattr(_distill_losses(runner), 'factors', {})
-        if factors:
-            checkpoint[_FACTORS] = dict(factors)
+        balance = getattr(unwrapped(runner.model), 'gradient_balance', None)
+        if balance is not None:
+            checkpoint[_FACTORS] = dict(balance.factors)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if not runner._resume:  # mmengine's EMAHook tells resuming from loading by this, too
             return
-        getattr(_distill_losses(runner), 'factors', {}).update(checkpoint.get(_FACTORS, {}))
+        balance = getattr(unwrapped(runner.model), 'gradient_balance', None)
+        if balance is not None:
+            balance.resume(checkpoint.get(_FACTORS, {}))
         states = checkpoint.get(_KEY, {})
         for loss in _distill_losses(runner):
             if loss.loss_name in states:
@@ -95,18 +97,15 @@ class LossScheduleHook(Hook):
                 f'{", ".join(losses) or "none"}'
             )
         self._loss = losses[self.loss_name]
-        settings = numbers_of(self._loss)
-        if self.setting not in settings:
+        check_movable(self._loss, self.setting, f'LossScheduleHook: {self.loss_name}')
+        schedules = getattr(unwrapped(runner.model), 'schedules', {})
+        if self.loss_name in schedules and self.setting in schedules[self.loss_name].settings:
             raise ConfigError(
-                f'LossScheduleHook: {self.loss_name} has no number {self.setting!r}; it has '
-                f'{", ".join(settings) or "none"}'
+                f'LossScheduleHook: {self.setting} of {self.loss_name} has a schedule among the settings of '
+                'the loss, too; keep one of them'
             )
         self._end = runner.max_iters if self.end is None else self.end
-        if self.begin >= self._end:
-            raise ConfigError(
-                f'LossScheduleHook: begin={self.begin} must come before end={self._end}'
-                f'{" (the iterations of the training)" if self.end is None else ""}'
-            )
+        check_span(self.begin, self._end, 'LossScheduleHook', by_default=self.end is None)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         value = interpolate(runner.iter, (self.begin, self._end), (self.start, self.stop))

@@ -22,13 +22,33 @@ def interpolate(
     return values[0] + part * (values[1] - values[0])
 
 
-def numbers_of(loss: nn.Module) -> list[str]:
-    """Return the names of a loss's attributes that are numbers, which a schedule can move."""
+def movable(loss: nn.Module) -> list[str]:
+    """Return the names of a loss's attributes that a schedule can move: numbers that are no whole ones."""
     return [
-        name
-        for name, value in vars(loss).items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and not name.startswith('_')
+        name for name, value in vars(loss).items() if isinstance(value, float) and not name.startswith('_')
     ]
+
+
+def check_movable(loss: nn.Module, name: str, key: str) -> None:
+    """Check that a loss has a number of this name.
+
+    Raises:
+        ConfigError: It has none. The message begins with ``key``.
+    """
+    if not isinstance(getattr(loss, name, None), float):
+        others = ', '.join(movable(loss)) or 'none'
+        raise ConfigError(f'{key}: {type(loss).__name__} has no number {name!r}; it has {others}')
+
+
+def check_span(begin: int, end: int, key: str, by_default: bool = False) -> None:
+    """Check that a span of iterations has a length.
+
+    Raises:
+        ConfigError: It has none. The message begins with ``key``.
+    """
+    if begin >= end:
+        whose = ' (the iterations of the training)' if by_default else ''
+        raise ConfigError(f'{key}: begin={begin} must come before end={end}{whose}')
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,7 @@ class Schedule:
         end: Iteration, by default the number of iterations of the training.
         curve: ``'linear'`` or ``'cosine'``.
         warmup: Iterations over which the loss grows from 0 times to 1 times itself, 0 for none.
+        key: Its place in the config, for messages.
     """
 
     settings: Mapping[str, tuple[float, float]]
@@ -51,6 +72,7 @@ class Schedule:
     end: int | None = None
     curve: str = 'linear'
     warmup: int = 0
+    key: str = 'schedule'
 
     @classmethod
     def of(cls, loss: nn.Module, schedule: Any, key: str) -> 'Schedule':
@@ -69,21 +91,24 @@ class Schedule:
         if span.get('curve', 'linear') not in CURVES:
             raise ConfigError(f'{key}.curve must be one of {CURVES}, got {span["curve"]!r}')
         for name in ('begin', 'end', 'warmup'):
-            value = span.get(name, 0)
-            if not isinstance(value, int) and not (name == 'end' and value is None):
-                raise ConfigError(f'{key}.{name} must be a number of iterations, got {value!r}')
-        numbers = numbers_of(loss)
-        for name in settings:
-            if name not in numbers:
-                others = ', '.join(numbers) or 'none'
-                raise ConfigError(f'{key}: {type(loss).__name__} has no number {name!r}; it has {others}')
-        for name, values in settings.items():
+            value = span.get(name)
             if (
-                not isinstance(values, list | tuple)
-                or [isinstance(v, int | float) for v in values] != [True] * 2
+                name in span
+                and not (name == 'end' and value is None)
+                and (type(value) is not int or value < 0)
             ):
+                raise ConfigError(f'{key}.{name} must be a number of iterations, got {value!r}')
+        if span.get('end') is not None:
+            check_span(span.get('begin', 0), span['end'], key)
+        for name, values in settings.items():
+            check_movable(loss, name, key)
+            numbers = isinstance(values, list | tuple) and [
+                type(value) in (int, float) and math.isfinite(value) for value in values
+            ]
+            if numbers != [True, True]:
                 raise ConfigError(f'{key}.{name} must be two numbers, its first and its last, got {values!r}')
-        return cls({name: tuple(values) for name, values in settings.items()}, **span)
+        moved = {name: (float(values[0]), float(values[1])) for name, values in settings.items()}
+        return cls(moved, **span, key=key)
 
     def values(self, iteration: int, max_iters: int | None) -> dict[str, float]:
         """Return the settings' values at an iteration.
@@ -99,9 +124,8 @@ class Schedule:
         end = max_iters if self.end is None else self.end
         if end is None:
             return {name: values[0] for name, values in self.settings.items()}
-        if self.settings and self.begin >= end:
-            by_default = ' (the iterations of the training)' if self.end is None else ''
-            raise ConfigError(f'schedule: begin={self.begin} must come before end={end}{by_default}')
+        if self.settings:
+            check_span(self.begin, end, self.key, by_default=self.end is None)
         return {
             name: interpolate(iteration, (self.begin, end), values, self.curve)
             for name, values in self.settings.items()

@@ -1,18 +1,17 @@
 """Segmentors that learn from a teacher while they train, and are plain segmentors otherwise."""
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import MessageHub
 from mmseg.models import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
 from bdd_seg.distill.channels import map_channels
-from bdd_seg.distill.gradients import balancing_factors
+from bdd_seg.distill.gradients import GradientBalance
 from bdd_seg.distill.schedule import Schedule
 from bdd_seg.distill.settings import build, check_losses, checked_losses, checked_teacher
 from bdd_seg.distill.taps import Tap, check_taps, default_tap
@@ -75,11 +74,12 @@ class SegDistiller(EncoderDecoder):
             )
             check_losses(self.distill_losses, self.teacher)
             self._cannot_adapt = self._adapt_losses()
-        self._schedules = [
-            None if schedule is None else Schedule.of(loss, schedule, f'model.distill_losses.{i}.schedule')
+        self.schedules = {
+            loss.loss_name: Schedule.of(loss, schedule, f'model.distill_losses.{i}.schedule')
             for i, (loss, schedule) in enumerate(zip(self.distill_losses, schedules, strict=True))
-        ]
-        self.balance_gradients = balance_gradients
+            if schedule is not None
+        }
+        self.gradient_balance = None if balance_gradients is None else GradientBalance(balance_gradients)
 
     def init_weights(self) -> None:
         """Initialise the student as it would be alone, then build the teacher."""
@@ -113,11 +113,10 @@ class SegDistiller(EncoderDecoder):
             f'distill.{loss.loss_name}': batch.compare(loss, student_tap, teacher_tap)
             for loss, student_tap, teacher_tap in self.comparisons
         }
-        if self.balance_gradients is not None:
-            self._balance(own_losses, losses, self.balance_gradients)
-        for loss, schedule in self._scheduled():
-            name = f'distill.{loss.loss_name}'
-            losses[name] = losses[name] * schedule.warmup_factor(self._iteration)
+        if self.gradient_balance is not None:
+            losses = self._balanced(self.gradient_balance, own_losses, losses)
+        for name, schedule in self.schedules.items():
+            losses[f'distill.{name}'] = losses[f'distill.{name}'] * schedule.warmup_factor(self._iteration)
         logits_tap = self.teacher.logits_tap
         if self.out_channels > 1 and logits_tap in answer.maps:
             logits, ignore_index = answer.maps[logits_tap], _last(self.decode_head).ignore_index
@@ -134,85 +133,58 @@ class SegDistiller(EncoderDecoder):
             for loss, (student_tap, teacher_tap) in zip(self.distill_losses, self._taps, strict=True)
         ]
 
-    def _adapt_losses(self) -> Exception | None:
+    def _adapt_losses(self) -> dict[str, str]:
         """Tell losses that have layers of their own how many channels their maps have.
 
         Returns:
-            The reason if that cannot be found out: the teacher's files may be missing, which testing does not
-            need, or a network may compute with the values of tensors.
+            ``loss_name`` → reason, where that cannot be found out. The teacher's files may be missing, which
+            testing does not need, or a network may compute with the values of tensors.
         """
         usual = (default_tap(self), None)
-        wanted = [
-            (loss, taps)
-            for loss, taps in zip(self.distill_losses, self._taps, strict=True)
-            if isinstance(loss, DistillLoss) and loss.student_channels is None
+        reasons = {}
+        for loss, taps in zip(self.distill_losses, self._taps, strict=True):
+            if not isinstance(loss, DistillLoss) or loss.student_channels is not None:
+                continue
             # Class logits have as many channels as there are classes, the same number for both.
-            if loss.channels == 'adapted' or (loss.channels == 'equal' and taps != usual)
-        ]
-        if not wanted:
-            return None
-        try:
-            students = map_channels(self, {student_tap for _, (student_tap, _) in wanted})
-            teachers = self.teacher.channels({teacher_tap for _, (_, teacher_tap) in wanted})
-        except Exception as error:  # of any kind: networks fail on meta tensors in all ways
-            return error
-        for loss, (student_tap, teacher_tap) in wanted:
-            loss.adapt(students[student_tap], teachers[teacher_tap])
-        return None
+            if loss.channels == 'adapted' or (loss.channels == 'equal' and taps != usual):
+                try:
+                    loss.adapt(map_channels(self, taps[0]), self.teacher.channels(taps[1]))
+                except Exception as error:  # of any kind: networks fail on meta tensors in all ways
+                    if loss.channels == 'adapted':  # others may do without
+                        reasons[loss.loss_name] = f'{type(error).__name__}: {error}'
+        return reasons
 
     @property
     def _iteration(self) -> int:
         """The Runner's iteration, counted from 0; 0 without a Runner."""
         return MessageHub.get_current_instance().get_info('iter') or 0
 
-    def _scheduled(self) -> list[tuple[nn.Module, Schedule]]:
-        pairs = zip(self.distill_losses, self._schedules, strict=True)
-        return [(loss, schedule) for loss, schedule in pairs if schedule is not None]
-
     def _follow_schedules(self) -> None:
         max_iters = MessageHub.get_current_instance().get_info('max_iters')
-        for loss, schedule in self._scheduled():
-            for name, value in schedule.values(self._iteration, max_iters).items():
-                setattr(loss, name, value)
+        for loss in self.distill_losses:
+            if loss.loss_name in self.schedules:
+                values = self.schedules[loss.loss_name].values(self._iteration, max_iters)
+                for name, value in values.items():
+                    setattr(loss, name, value)
 
-    def _balance(self, own_losses: dict[str, Tensor], losses: dict[str, Tensor], ratio: float) -> None:
-        """Multiply the distillation losses by their factors, which the first step chooses."""
-        factors = self.distill_losses.factors
-        if not factors and torch.is_grad_enabled():
-            student = [
-                parameter
-                for name, parameter in self.named_parameters()
-                if not name.startswith('distill_losses.')
-            ]
-            own_loss, _ = self.parse_losses(own_losses)
-            layers = {f'distill.{loss.loss_name}': [*loss.parameters()] for loss in self.distill_losses}
-            chosen, norms = balancing_factors(own_loss, losses, student, layers, ratio)
-            factors.update(chosen)
-            for name, factor in chosen.items():
-                if not 0 < norms[name] < float('inf'):
-                    problem = (
-                        f'{name} is not balanced: the norm of its gradient is {norms[name]:g} in this step'
-                    )
-                    print_log(problem, 'current', logging.WARNING)
-                    continue
-                print_log(
-                    f'{name} × {factor:.4g}, so that its gradient has {ratio:g} times the norm of the '
-                    f"student's own loss's, {norms['']:.4g}; it had {norms[name]:.4g}",
-                    'current',
-                )
-        for name in losses:
-            losses[name] = losses[name] * factors.get(name, 1.0)
+    def _balanced(
+        self, balance: GradientBalance, own_losses: dict[str, Tensor], losses: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        own_loss, _ = self.parse_losses(own_losses)
+        layers = {f'distill.{loss.loss_name}': [*loss.parameters()] for loss in self.distill_losses}
+        of_losses = {id(parameter) for parameters in layers.values() for parameter in parameters}
+        student = [parameter for parameter in self.parameters() if id(parameter) not in of_losses]
+        return balance.balance(own_loss, losses, student, layers)
 
     def _require_teacher(self) -> None:
         if not self.teacher.is_built:
-            for loss in self.distill_losses:
-                if isinstance(loss, DistillLoss) and loss.channels == 'adapted' and not loss.student_channels:
-                    raise ConfigError(
-                        f'{loss.loss_name}: the channels of its maps cannot be found out. Give it '
-                        f'student_channels and teacher_channels. {self._cannot_adapt}'
-                    ) from self._cannot_adapt
             check_taps(self, [student_tap for student_tap, _ in self._taps])
             self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
+            for name, reason in self._cannot_adapt.items():
+                raise ConfigError(
+                    f'{name}: the channels of its maps cannot be found out ({reason}). Give it '
+                    'student_channels and teacher_channels'
+                )
 
 
 @MODELS.register_module()
@@ -276,14 +248,7 @@ class _Losses(nn.ModuleList):
 
     Only the student is saved, and a student's checkpoint loads strictly: to ``load_state_dict`` each loss
     reports its own current weights as those of the checkpoint.
-
-    Attributes:
-        factors: Name in the log → factor of the loss, where gradients are balanced.
     """
-
-    def __init__(self, losses: Iterable[nn.Module] = ()) -> None:
-        super().__init__(losses)
-        self.factors: dict[str, float] = {}
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
         return {} if destination is None else destination

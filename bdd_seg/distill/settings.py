@@ -50,13 +50,16 @@ def build(settings: dict[str, Any], key: str) -> Any:
     """Build a teacher or a loss from its settings.
 
     Raises:
-        ConfigError: It refuses them with a ``ValueError``. The message begins with ``key``.
+        ConfigError: It refuses them with a ``ValueError`` or ``TypeError``. The message begins with ``key``.
     """
     try:
         return MODELS.build(settings)
     except ConfigError:
         raise
-    except ValueError as error:
+    except (
+        ValueError,
+        TypeError,
+    ) as error:  # a wrong value, or an argument that its constructor does not have
         kind = settings['type']
         raise ConfigError(f'{key} ({getattr(kind, "__name__", kind)}): {error}') from error
 

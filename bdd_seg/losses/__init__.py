@@ -1,6 +1,6 @@
 """Distillation losses, one file for each method. ``divergences`` has the formulas of those with a KL."""
 
-from bdd_seg.losses.alpha_beta import AlphaBetaLoss, JensenShannonLoss
+from bdd_seg.losses.alpha_beta import AlphaBetaLoss
 from bdd_seg.losses.attention import AttentionLoss
 from bdd_seg.losses.balanced import BalancedLoss
 from bdd_seg.losses.base import DistillLoss, Pair
@@ -32,7 +32,6 @@ __all__ = [
     'DistillLoss',
     'FeatureLoss',
     'IFVDLoss',
-    'JensenShannonLoss',
     'KDLoss',
     'MGDLoss',
     'Pair',

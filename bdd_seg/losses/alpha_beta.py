@@ -6,8 +6,8 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.base import DistillLoss, Pair
-from bdd_seg.losses.divergences import check_settings, check_temperature
-from bdd_seg.losses.fused import alpha_beta_divergence, check_exponents, jensen_shannon_divergence
+from bdd_seg.losses.divergences import check_domain, check_exponents, check_temperature
+from bdd_seg.losses.fused import alpha_beta_divergence
 
 
 @MODELS.register_module()
@@ -43,12 +43,11 @@ class AlphaBetaLoss(DistillLoss):
         **shared: Any,
     ) -> None:
         super().__init__(loss_weight, loss_name, **shared)
-        check_settings(domain)
-        check_temperature('tau', tau)
+        check_domain(domain)
         check_exponents(alpha, beta)
-        self.alpha = alpha
-        self.beta = beta
-        self.tau = tau
+        self.alpha = float(alpha)
+        self.beta = float(beta)
+        self.tau = check_temperature('tau', tau)
         self.domain = domain
         self.standardize = standardize
 
@@ -64,43 +63,4 @@ class AlphaBetaLoss(DistillLoss):
             tau=self.tau,
             domain=self.domain,
             mask=pair.mask,
-        )
-
-
-@MODELS.register_module()
-class JensenShannonLoss(DistillLoss):
-    """``τ² · mean of ½·KL(P‖M) + ½·KL(Q‖M)``, where M is the mean of P and Q.
-
-    Args:
-        tau: τ, the temperature, > 0.
-        domain: As for :class:`AlphaBetaLoss`.
-        standardize: As for :class:`AlphaBetaLoss`.
-        **shared: Arguments of :class:`~bdd_seg.losses.DistillLoss`.
-
-    Raises:
-        ValueError: An unknown domain, or a temperature that is not positive.
-    """
-
-    def __init__(
-        self,
-        tau: float = 1.0,
-        domain: str = 'pixel',
-        standardize: bool = False,
-        loss_weight: float = 1.0,
-        loss_name: str = 'loss_jensen_shannon',
-        **shared: Any,
-    ) -> None:
-        super().__init__(loss_weight, loss_name, **shared)
-        check_settings(domain)
-        check_temperature('tau', tau)
-        self.tau = tau
-        self.domain = domain
-        self.standardize = standardize
-
-    def compare(self, pair: Pair) -> Tensor:
-        """Return the mean divergence over the distributions of logits (N, C, H, W)."""
-        if self.standardize:
-            pair = pair.standardized(self.domain)
-        return jensen_shannon_divergence(
-            pair.student, pair.teacher, tau=self.tau, domain=self.domain, mask=pair.mask
         )

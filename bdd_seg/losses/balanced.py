@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from bdd_seg.losses.base import DistillLoss
-from bdd_seg.losses.divergences import check_settings, check_temperature
+from bdd_seg.losses.divergences import check_temperature, check_weights
 from bdd_seg.losses.fused import balance_divergence
 
 
@@ -16,7 +16,7 @@ class BalancedLoss(DistillLoss):
         tau: τ, the temperature of KL(teacher‖student), > 0.
         forward_weight: α, the weight of KL(teacher‖student).
         reverse_weight: β, the weight of KL(student‖teacher); 0 is the method as published.
-        tau_reverse: τ_r, the temperature of KL(student‖teacher), τ by default.
+        tau_reverse: τ_r, the temperature of KL(student‖teacher), by default τ, whatever that is set to.
         **shared: Arguments of :class:`~bdd_seg.losses.DistillLoss`.
 
     Raises:
@@ -32,22 +32,26 @@ class BalancedLoss(DistillLoss):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        tau_reverse = tau if tau_reverse is None else tau_reverse
-        check_temperature('tau', tau)
-        check_settings('pixel', tau, tau_reverse, forward_weight, reverse_weight)
-        self.tau_forward = tau
-        self.tau_reverse = tau_reverse
-        self.forward_weight = forward_weight
-        self.reverse_weight = reverse_weight
+        self.tau = check_temperature('tau', tau)
+        self.tau_reverse = None if tau_reverse is None else check_temperature('tau_reverse', tau_reverse)
+        check_weights(forward_weight=forward_weight, reverse_weight=reverse_weight)
+        self.forward_weight = float(forward_weight)
+        self.reverse_weight = float(reverse_weight)
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """τ and τ_r."""
+        return self.tau, self.tau if self.tau_reverse is None else self.tau_reverse
 
     def divergence(self, student: Tensor, teacher: Tensor, domain: str, mask: Tensor | None) -> Tensor:
         """Return α·FKL(τ) + β·RKL(τ_r). Arguments as for :func:`~bdd_seg.losses.balance_divergence`."""
+        tau, tau_reverse = self.temperatures
         return balance_divergence(
             student,
             teacher,
             domain=domain,
-            tau_forward=self.tau_forward,
-            tau_reverse=self.tau_reverse,
+            tau_forward=tau,
+            tau_reverse=tau_reverse,
             forward_weight=self.forward_weight,
             reverse_weight=self.reverse_weight,
             mask=mask,
@@ -63,13 +67,14 @@ class BalancedLoss(DistillLoss):
             teacher: (N, R, K).
             mask: (N, R, K) bool, True where a similarity counts. Rows without any leave the mean.
         """
+        tau, tau_reverse = self.temperatures
         return balance_divergence(
             student.unsqueeze(2),
             teacher.unsqueeze(2),
             domain='channel',
-            tau_forward=self.tau_forward,
-            tau_reverse=self.tau_reverse,
-            forward_weight=self.forward_weight / self.tau_forward**2,
-            reverse_weight=self.reverse_weight / self.tau_reverse**2,
+            tau_forward=tau,
+            tau_reverse=tau_reverse,
+            forward_weight=self.forward_weight / tau**2,
+            reverse_weight=self.reverse_weight / tau_reverse**2,
             mask=mask.unsqueeze(2),
         )

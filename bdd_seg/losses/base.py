@@ -40,7 +40,7 @@ class Pair:
         """
         if self.label is None:
             raise ValueError('this loss needs labels, and the batch has none (seg_label)')
-        labelled = self.label != ignore_index
+        labelled = (self.label != ignore_index) & (self.label >= 0)
         return replace(self, mask=labelled if self.mask is None else self.mask & labelled)
 
     def labelled(self) -> tuple[Tensor, Tensor]:
@@ -71,13 +71,14 @@ class Pair:
             mask: (N, H, W) or (N, C, H, W) bool, True where a logit counts, by default the pair's. The others
                 leave mean and deviation in the channel domain.
         """
+        pair = self.zeroed()  # a NaN that does not count would make the gradient NaN
         dims = (1,) if domain == 'pixel' else (2, 3)
         mask = self.mask if mask is None else mask
         if domain == 'pixel':
             mask = None
         elif mask is not None and mask.dim() == 3:
             mask = mask[:, None]
-        maps = (_standardized(logits, dims, mask) for logits in (self.student, self.teacher))
+        maps = (_standardized(logits, dims, mask) for logits in (pair.student, pair.teacher))
         return replace(self, student=next(maps), teacher=next(maps))
 
 
@@ -127,6 +128,8 @@ def align(
     size = tuple(student.shape[2:])
     dtype = torch.promote_types(student.dtype, torch.float32)
     teacher = teacher.detach().to(dtype)
+    if teacher.is_inference():  # which autograd cannot keep
+        teacher = teacher.clone()
     if teacher.shape[2:] != size:
         teacher = resize(teacher, size, mode='bilinear', align_corners=align_corners, warning=False)
     if seg_label is not None:
@@ -167,9 +170,13 @@ class DistillLoss(nn.Module, ABC):
     """
 
     channels: Literal['any', 'equal', 'adapted'] = 'equal'
-    """The numbers of channels that ``compare`` takes: ``'any'`` two; ``'equal'`` ones, for which a 1×1
-    convolution adapts the student's map where they differ; or ``'adapted'`` ones, for which the method has
-    layers of its own, which it applies itself."""
+    """How the numbers of channels of the two maps may differ.
+
+    - ``'any'``: The method takes maps of different numbers.
+    - ``'equal'``: It compares channel by channel. Where the numbers differ, a 1×1 convolution adapts the
+      student's map.
+    - ``'adapted'``: It has layers of its own from one number to the other, which it applies itself.
+    """
 
     needs_labels = False
     """True if the method compares class by class: then positions without a label never count."""
@@ -188,15 +195,23 @@ class DistillLoss(nn.Module, ABC):
             raise ValueError(f'loss_weight must be a number, got {loss_weight!r}')
         if not isinstance(loss_name, str) or 'loss' not in loss_name:
             raise ValueError(f"loss_name must be a name that contains 'loss', got {loss_name!r}")
-        if (student_channels is None) != (teacher_channels is None):
-            raise ValueError('give both student_channels and teacher_channels, or neither')
-        self.loss_weight = loss_weight
+        self.loss_weight = float(loss_weight)
         self.loss_name = loss_name
         self.mask_ignored = mask_ignored
         self.ignore_index = ignore_index
-        self.student_channels = student_channels
-        self.teacher_channels = teacher_channels
+        self.student_channels: int | None = None
+        self.teacher_channels: int | None = None
         self.adapter: nn.Module = nn.Identity()
+        self.adapt_if_known(student_channels, teacher_channels)
+
+    def adapt_if_known(self, student_channels: int | None, teacher_channels: int | None) -> None:
+        """Call :meth:`adapt` if both numbers of channels are given.
+
+        Raises:
+            ValueError: One is given alone.
+        """
+        if (student_channels is None) != (teacher_channels is None):
+            raise ValueError('give both student_channels and teacher_channels, or neither')
         if student_channels is not None and teacher_channels is not None:
             self.adapt(student_channels, teacher_channels)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bdd_seg.losses.balanced import BalancedLoss
 from bdd_seg.losses.base import Pair
-from bdd_seg.losses.divergences import check_settings
+from bdd_seg.losses.divergences import check_domain, check_temperature
 
 
 @MODELS.register_module()
@@ -26,7 +26,7 @@ class BDDLoss(BalancedLoss):
         domain: The axis of a distribution: ``'channel'`` for the H·W positions of one class, ``'pixel'`` for
             the C classes of one position. The latter is 0 for binary heads with a single output channel.
         tau_forward: τ_f, the temperature of KL(teacher‖student), > 0.
-        tau_reverse: τ_r, the temperature of KL(student‖teacher), > 0.
+        tau_reverse: τ_r, the temperature of KL(student‖teacher), > 0; None for τ_f.
         forward_weight: α, the weight of KL(teacher‖student).
         reverse_weight: β, the weight of KL(student‖teacher).
         loss_weight: Weight of the whole.
@@ -43,7 +43,7 @@ class BDDLoss(BalancedLoss):
         self,
         domain: str = 'channel',
         tau_forward: float = 1.0,
-        tau_reverse: float = 1.0,
+        tau_reverse: float | None = 1.0,
         forward_weight: float = 1.0,
         reverse_weight: float = 1.0,
         loss_weight: float = 3.0,
@@ -51,7 +51,8 @@ class BDDLoss(BalancedLoss):
         standardize: bool = False,
         **shared: Any,
     ) -> None:
-        check_settings(domain, tau_forward, tau_reverse, forward_weight, reverse_weight)
+        check_domain(domain)
+        check_temperature('tau_forward', tau_forward)
         super().__init__(
             tau_forward,
             forward_weight,
@@ -63,6 +64,15 @@ class BDDLoss(BalancedLoss):
         )
         self.domain = domain
         self.standardize = standardize
+
+    @property
+    def tau_forward(self) -> float:
+        """τ_f; a schedule can move it by this name, or as ``tau``."""
+        return self.tau
+
+    @tau_forward.setter
+    def tau_forward(self, value: float) -> None:
+        self.tau = value
 
     def compare(self, pair: Pair) -> Tensor:
         """Return α·FKL(τ_f) + β·RKL(τ_r) of logits (N, C, H, W)."""

@@ -1,4 +1,4 @@
-"""Losses that are worked out in parts, so that their memory is that of one part."""
+"""Block-wise evaluation of losses, with bounded memory."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar

@@ -67,8 +67,8 @@ class BPKDLoss(BalancedLoss):
         check_weights(edge_weight=edge_weight, body_weight=body_weight)
         if not isinstance(edge_radius, int) or edge_radius < 1:
             raise ValueError(f'edge_radius must be a whole number from 1 on, got {edge_radius!r}')
-        self.edge_weight = edge_weight
-        self.body_weight = body_weight
+        self.edge_weight = float(edge_weight)
+        self.body_weight = float(body_weight)
         self.edge_radius = edge_radius
         self.standardize = standardize
 

@@ -13,7 +13,7 @@ from bdd_seg.losses.base import Pair, unit
 from bdd_seg.losses.blocks import sum_over_blocks
 
 POSITIONS = 1024
-"""Of an image, to which the features are pooled by default, about."""
+"""Approximate number of positions per image after the default pooling."""
 
 
 def averaged(features: Tensor, size: int) -> Tensor:

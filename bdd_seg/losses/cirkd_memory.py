@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -13,46 +12,10 @@ from bdd_seg.losses.base import Pair, run_in_float32, unit
 from bdd_seg.losses.blocks import sum_over_blocks
 from bdd_seg.losses.divergences import check_weights
 from bdd_seg.losses.draws import Draws
+from bdd_seg.losses.queues import ClassQueues
 
 MODES = ('paper', 'code')
 _SIMILARITIES = 2**22  # worked on at a time
-
-
-class ClassQueues(nn.Module):
-    """For each class the latest vectors, oldest overwritten first.
-
-    Args:
-        num_classes: K.
-        length: Vectors that a queue holds.
-        channels: C.
-    """
-
-    vectors: Tensor
-    written: Tensor
-
-    def __init__(self, num_classes: int, length: int, channels: int) -> None:
-        super().__init__()
-        self.register_buffer('vectors', torch.zeros(num_classes, length, channels))
-        self.register_buffer('written', torch.zeros(num_classes, dtype=torch.int64))
-
-    def put(self, vectors: Tensor, valid: Tensor) -> None:
-        """Add vectors (N, K, M, C), where ``valid`` (N, K, M) is True, of all processes."""
-        vectors, valid = (torch.cat(all_gather(x.contiguous())) for x in (vectors, valid.int()))
-        length = self.vectors.shape[1]
-        for k in valid.sum((0, 2)).nonzero().flatten().tolist():
-            new = vectors[:, k][valid[:, k].bool()][-length:]
-            places = (self.written[k] + torch.arange(len(new), device=new.device)) % length
-            self.vectors[k, places] = new.to(self.vectors.dtype)
-            self.written[k] += len(new)
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return ``count`` vectors per class, (K·count, C), with repetition, and which of them there are."""
-        classes, length = self.vectors.shape[:2]
-        filled = self.written.clamp(max=length)[:, None]
-        random = torch.rand(classes, count, generator=generator).to(self.vectors.device)
-        places = (random * filled).long().clamp(max=length - 1)
-        drawn = self.vectors.gather(1, places[..., None].expand(-1, -1, self.vectors.shape[2]))
-        return drawn.flatten(0, 1), (filled > 0).expand(-1, count).flatten()
 
 
 @MODELS.register_module()
@@ -82,8 +45,8 @@ class CIRKDMemoryLoss(BalancedLoss):
         region_keys: Regions drawn in each step.
         positions: Labelled positions of the batch that are compared, drawn in each step; None for all, as
             in the authors' code.
-        mode: ``'paper'`` adds positions of the class to its queue; ``'code'`` adds positions of the whole
-            image to the queue of each class in it, as common code does.
+        mode: ``'paper'`` adds positions of the class to its queue; ``'code'`` adds as many positions of the
+            whole image, as common code does.
         **shared: ``forward_weight``, ``reverse_weight`` and ``tau_reverse`` as for
             :class:`~bdd_seg.losses.BalancedLoss`, and the arguments of :class:`~bdd_seg.losses.DistillLoss`.
 
@@ -115,8 +78,6 @@ class CIRKDMemoryLoss(BalancedLoss):
         **shared: Any,
     ) -> None:
         super().__init__(tau, loss_weight=loss_weight, loss_name=loss_name, **shared)
-        if (student_channels is None) != (teacher_channels is None):
-            raise ValueError('give both student_channels and teacher_channels, or neither')
         check_weights(pixel_weight=pixel_weight, region_weight=region_weight)
         sizes = {
             'num_classes': num_classes,
@@ -132,8 +93,8 @@ class CIRKDMemoryLoss(BalancedLoss):
         if mode not in MODES:
             raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
         self.num_classes = num_classes
-        self.pixel_weight = pixel_weight
-        self.region_weight = region_weight
+        self.pixel_weight = float(pixel_weight)
+        self.region_weight = float(region_weight)
         self.pixel_memory = pixel_memory
         self.region_memory = region_memory
         self.pixel_keys = pixel_keys
@@ -141,8 +102,7 @@ class CIRKDMemoryLoss(BalancedLoss):
         self.positions = positions
         self.mode = mode
         self.draws = Draws()
-        if student_channels is not None and teacher_channels is not None:
-            self.adapt(student_channels, teacher_channels)
+        self.adapt_if_known(student_channels, teacher_channels)
 
     def adapt(self, student_channels: int, teacher_channels: int) -> None:
         """Make the projection and the queues."""
@@ -204,9 +164,11 @@ class CIRKDMemoryLoss(BalancedLoss):
         count = members.sum(2, keepdim=True)
         means = unit(members.to(features.dtype) @ features / count.clamp(min=1), 2)
         self.regions.put(means[:, :, None], count > 0)
+        random = torch.rand(members.shape, generator=generator).to(mask.device)
         if self.mode == 'code':
-            members = (count > 0) & mask[:, None]
-        random = torch.rand(mask.shape, generator=generator).to(mask.device)
-        chosen = random[:, None].masked_fill(~members, -1).topk(min(self.added, mask.shape[1]), dim=2)
+            members = mask[:, None]
+        chosen = random.masked_fill(~members, -1).topk(min(self.added, mask.shape[1]), dim=2)
         pixels = features.gather(1, chosen.indices.flatten(1)[..., None].expand(-1, -1, features.shape[2]))
-        self.pixels.put(pixels.unflatten(1, chosen.indices.shape[1:]), chosen.values >= 0)
+        # As many as the class has positions, up to 16.
+        valid = (chosen.values >= 0) & (torch.arange(chosen.values.shape[2], device=mask.device) < count)
+        self.pixels.put(pixels.unflatten(1, chosen.indices.shape[1:]), valid)

@@ -37,7 +37,6 @@ class CWDLoss(BDDLoss):
         loss_name: str = 'loss_cwd',
         **shared: Any,
     ) -> None:
-        tau_reverse = tau if tau_reverse is None else tau_reverse
         super().__init__(
             'channel', tau, tau_reverse, forward_weight, reverse_weight, loss_weight, loss_name, **shared
         )

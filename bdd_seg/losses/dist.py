@@ -59,18 +59,24 @@ class DISTLoss(DistillLoss):
         **shared: Any,
     ) -> None:
         super().__init__(loss_weight, loss_name, **shared)
-        check_temperature('tau', tau)
         check_weights(beta=beta, gamma=gamma)
         if mode not in ('paper', 'code'):
             raise ValueError(f"mode must be 'paper' or 'code', got {mode!r}")
-        self.beta = beta
-        self.gamma = gamma
-        self.tau = tau
+        self.beta = float(beta)
+        self.gamma = float(gamma)
+        self.tau = check_temperature('tau', tau)
         self.mode = mode
         self.standardize = standardize
 
     def compare(self, pair: Pair) -> Tensor:
-        """Return the weighted sum of both relations' distances; 0 where no position counts."""
+        """Return the weighted sum of both relations' distances; 0 where no position counts.
+
+        Raises:
+            ValueError: The logits are of one class, or a schedule has led τ to 0.
+        """
+        check_temperature('tau', self.tau)
+        if pair.student.shape[1] < 2:
+            raise ValueError('correlations over the classes need at least two of them, got one channel')
         if self.standardize:
             pair = pair.standardized('pixel')
         pair = pair.zeroed()

@@ -73,12 +73,6 @@ def alpha_beta_divergence(log_p: Tensor, log_q: Tensor, dim: int, alpha: float, 
     return (p / (beta * total) + q / (alpha * total) - both / (alpha * beta)).sum(dim)
 
 
-def jensen_shannon_divergence(log_p: Tensor, log_q: Tensor, dim: int) -> Tensor:
-    """Return ½·KL(P‖M) + ½·KL(Q‖M) along ``dim``, where M = ½·(P + Q)."""
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return 0.5 * (forward_kl(log_p, log_m, dim) + forward_kl(log_q, log_m, dim))
-
-
 def log_softmax(logits: Tensor, dim: int, mask: Tensor | None) -> Tensor:
     """Return log-probabilities (N, C, H·W) along ``dim``, without the logits that do not count."""
     flat = logits.flatten(2)
@@ -105,32 +99,51 @@ def mean_over_distributions(values: Tensor, dim: int, mask: Tensor | None) -> Te
 
 
 def check_settings(
-    domain: str,
-    tau_forward: float = 1.0,
-    tau_reverse: float = 1.0,
-    forward_weight: float = 1.0,
-    reverse_weight: float = 1.0,
+    domain: str, tau_forward: float, tau_reverse: float, forward_weight: float, reverse_weight: float
 ) -> None:
     """Check a domain, temperatures and weights.
 
     Raises:
         ValueError: An unknown domain, a temperature that is not positive, or a weight that is no number.
     """
-    if domain not in DOMAINS:
-        raise ValueError(f'domain must be one of {sorted(DOMAINS)}, got {domain!r}')
+    check_domain(domain)
     check_temperature('tau_forward', tau_forward)
     check_temperature('tau_reverse', tau_reverse)
     check_weights(forward_weight=forward_weight, reverse_weight=reverse_weight)
 
 
-def check_temperature(name: str, tau: float) -> None:
-    """Check one temperature.
+def check_domain(domain: str) -> None:
+    """Check a domain.
+
+    Raises:
+        ValueError: It is not in :data:`DOMAINS`.
+    """
+    if domain not in DOMAINS:
+        raise ValueError(f'domain must be one of {sorted(DOMAINS)}, got {domain!r}')
+
+
+def check_temperature(name: str, tau: float) -> float:
+    """Return a temperature.
 
     Raises:
         ValueError: It is not a positive number.
     """
     if not isinstance(tau, int | float) or not 0 < tau < math.inf:
         raise ValueError(f'{name} must be a positive number, got {tau!r}')
+    return float(tau)
+
+
+def check_exponents(alpha: float, beta: float) -> None:
+    """Check the exponents of the α-β-divergence.
+
+    Raises:
+        ValueError: One is negative or no number, or both are 0.
+    """
+    for name, value in (('alpha', alpha), ('beta', beta)):
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f'{name} must be a number from 0 on, got {value!r}')
+    if alpha == beta == 0:
+        raise ValueError('alpha and beta must not both be 0')
 
 
 def check_weights(**weights: float) -> None:

@@ -1,6 +1,5 @@
 """Decoupled knowledge distillation (DKD), https://arxiv.org/abs/2203.08679."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,29 +65,27 @@ class DKDLoss(BalancedLoss):
     ) -> None:
         super().__init__(tau, loss_weight=loss_weight, loss_name=loss_name, **shared)
         check_weights(alpha=alpha, beta=beta)
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha = float(alpha)
+        self.beta = float(beta)
         self.standardize = standardize
 
     def compare(self, pair: Pair) -> Tensor:
         """Return the weighted sum of both divergences; 0 where no position is labelled."""
         label, mask = pair.labelled()
-        if self.standardize:
-            pair = pair.standardized('pixel')
+        pair = pair.standardized('pixel') if self.standardize else pair.zeroed()
         classes = torch.arange(pair.student.shape[1], device=label.device).view(1, -1, 1, 1)
         target = label[:, None] == classes
         mask = mask & target.any(dim=1)
-        pair, others = replace(pair, mask=mask), mask[:, None] & ~target
-        return self.alpha * self._target_class(pair, target) + self.beta * self.divergence(
-            pair.student, pair.teacher, 'pixel', others
-        )
+        others = self.divergence(pair.student, pair.teacher, 'pixel', mask[:, None] & ~target)
+        return self.alpha * self._target_class(pair, target, mask) + self.beta * others
 
-    def _target_class(self, pair: Pair, target: Tensor) -> Tensor:
+    def _target_class(self, pair: Pair, target: Tensor, mask: Tensor) -> Tensor:
         """Return the divergence of (p_y, 1 − p_y), whose logits depend on the temperature."""
+        tau, tau_reverse = self.temperatures
+        terms = [(tau, self.forward_weight, 0.0), (tau_reverse, 0.0, self.reverse_weight)]
+        if tau == tau_reverse or not self.reverse_weight:
+            terms = [(tau, self.forward_weight, self.reverse_weight)]
         total = pair.student.new_zeros(())
-        terms = [(self.tau_forward, self.forward_weight, 0.0), (self.tau_reverse, 0.0, self.reverse_weight)]
-        if self.tau_forward == self.tau_reverse:
-            terms = [(self.tau_forward, self.forward_weight, self.reverse_weight)]
         for tau, forward_weight, reverse_weight in terms:
             student, teacher = (target_logits(logits, target, tau) for logits in (pair.student, pair.teacher))
             total = total + balance_divergence(
@@ -99,6 +96,6 @@ class DKDLoss(BalancedLoss):
                 tau_reverse=tau,
                 forward_weight=forward_weight,
                 reverse_weight=reverse_weight,
-                mask=pair.mask,
+                mask=mask,
             )
         return total

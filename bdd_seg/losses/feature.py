@@ -74,6 +74,6 @@ class FeatureLoss(DistillLoss):
         return pair.mean(image_by_image(self._distance, pair.student, pair.teacher, pair.counts()))
 
     def _distance(self, student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
-        # A NaN that does not count would make the adapter's gradient NaN.
-        student = student.masked_fill(~counts[:, None], 0)
+        # A NaN that does not count would make the gradient NaN.
+        student, teacher = (x.masked_fill(~counts[:, None], 0) for x in (student, teacher))
         return DISTANCES[self.distance](run_in_float32(self.adapter, student), teacher)

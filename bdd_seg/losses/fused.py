@@ -4,19 +4,19 @@ With D distributions the gradients are ∂FKL/∂z_s = τ·(q − p)/D and ∂RK
 KL(q‖p))/D.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bdd_seg.losses.divergences import (
     DOMAINS,
     MASKED,
+    check_domain,
+    check_exponents,
     check_settings,
     check_temperature,
     check_tensors,
@@ -120,43 +120,12 @@ def alpha_beta_divergence(
         ValueError: As for :func:`balance_divergence`, or α or β is negative, or both are 0.
         TypeError: As for :func:`balance_divergence`.
     """
-    check_settings(domain)
+    check_domain(domain)
     check_temperature('tau', tau)
     check_exponents(alpha, beta)
     check_tensors(student_logits, teacher_logits, mask)
     terms = [partial(_alpha_beta, tau=tau, alpha=alpha, beta=beta)]
     return _mean_divergence(student_logits, teacher_logits, mask, domain, terms)
-
-
-def jensen_shannon_divergence(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    tau: float = 1.0,
-    domain: str = 'pixel',
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Return τ² times the mean of ½·KL(P‖M) + ½·KL(Q‖M), M = ½·(P + Q); at most τ²·log 2.
-
-    Arguments and errors are those of :func:`balance_divergence`.
-    """
-    check_settings(domain)
-    check_temperature('tau', tau)
-    check_tensors(student_logits, teacher_logits, mask)
-    return _mean_divergence(student_logits, teacher_logits, mask, domain, [partial(_jensen_shannon, tau=tau)])
-
-
-def check_exponents(alpha: float, beta: float) -> None:
-    """Check the exponents of :func:`alpha_beta_divergence`.
-
-    Raises:
-        ValueError: One is negative or no number, or both are 0.
-    """
-    for name, value in (('alpha', alpha), ('beta', beta)):
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f'{name} must be a number from 0 on, got {value!r}')
-    if alpha == beta == 0:
-        raise ValueError('alpha and beta must not both be 0')
 
 
 def _mean_divergence(
@@ -287,23 +256,6 @@ def _power_difference(u: Tensor, x: Tensor, power: float, log_end: Tensor) -> Te
     x = power * x
     # u may be 0 where e^x is infinite; elsewhere expm1 keeps the digits of small differences.
     return torch.where(x < 1, u * x.clamp(max=1).expm1(), log_end.exp() - u) / power
-
-
-def _jensen_shannon(
-    student: Tensor, teacher: Tensor, dim: int, tau: float, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The :data:`Term` τ²·(½·KL(p‖m) + ½·KL(q‖m))."""
-    p, q, log_ratio = _softened(student, teacher, dim, tau)
-    slope = q * _log_over_mean(log_ratio)
-    value = 0.5 * tau**2 * (p * _log_over_mean(-log_ratio) + slope).sum(dtype=torch.float64)
-    slope = torch.addcmul(slope, q, slope.sum(dim, keepdim=True), value=-1)
-    return value, torch.mul(slope, 0.5 * tau, out=out)
-
-
-def _log_over_mean(log_ratio: Tensor) -> Tensor:
-    """Return log(q/m) of log(q/p), where m = ½·(p + q)."""
-    near = (0.5 * log_ratio.clamp(min=-1)).tanh().log1p()  # keeps the digits of small ratios
-    return torch.where(log_ratio > -1, near, math.log(2) - F.softplus(-log_ratio))
 
 
 def _softened(student: Tensor, teacher: Tensor, dim: int, tau: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,7 +36,6 @@ class KDLoss(BDDLoss):
         loss_name: str = 'loss_kd',
         **shared: Any,
     ) -> None:
-        tau_reverse = tau if tau_reverse is None else tau_reverse
         super().__init__(
             'pixel', tau, tau_reverse, forward_weight, reverse_weight, loss_weight, loss_name, **shared
         )

@@ -49,7 +49,7 @@ class MGDLoss(DistillLoss):
         )
         if not isinstance(mask_ratio, int | float) or not 0 <= mask_ratio < 1:
             raise ValueError(f'mask_ratio must be a number in [0, 1), got {mask_ratio!r}')
-        self.mask_ratio = mask_ratio
+        self.mask_ratio = float(mask_ratio)
         self.draws = Draws()
 
     def adapt(self, student_channels: int, teacher_channels: int) -> None:
@@ -74,7 +74,8 @@ class MGDLoss(DistillLoss):
 
     def _error(self, student: Tensor, teacher: Tensor, kept: Tensor, counts: Tensor) -> Tensor:
         """Return the squared error, (N, H, W)."""
-        counts = counts[:, None]
-        student = run_in_float32(self.adapter, student.masked_fill(~counts, 0))
-        generated = run_in_float32(self.generation, student * (kept & counts))
-        return (generated - teacher).square().masked_fill(~counts, 0).sum(dim=1)
+        out = ~counts[:, None]
+        student, teacher = student.masked_fill(out, 0), teacher.masked_fill(out, 0)
+        student = run_in_float32(self.adapter, student)
+        generated = run_in_float32(self.generation, student * kept.logical_and(~out))
+        return (generated - teacher).square().masked_fill(out, 0).sum(dim=1)

@@ -79,8 +79,8 @@ class Teacher(ABC):
             ConfigError: This teacher cannot teach that student.
         """
 
-    def channels(self, taps: Iterable[str | None]) -> dict[str | None, int]:
-        """Return tap name → number of channels of its map, None for the logits, without building the teacher.
+    def channels(self, tap: str | None) -> int:
+        """Return the number of channels of a tap's map, None for the logits, before the teacher is built.
 
         Called when the student is built, so that losses can make layers from one number of channels to
         another. Files that only training needs may be missing then.

@@ -131,19 +131,17 @@ class MMSegTeacher(Teacher):
             if model is not None:
                 _fit_weights(model, content, self.checkpoint, self.describe())
 
-    def channels(self, taps: Iterable[str | None]) -> dict[str | None, int]:
-        """Return the numbers of channels, from the config alone.
+    def channels(self, tap: str | None) -> int:
+        """Return the number of channels, from the config alone.
 
         Raises:
-            ConfigError: There is no such config, or a tap names no module.
+            ConfigError: There is no such config, or the tap names no module.
         """
         config = self.model_config()
         model = _build_on_meta(config)
         if model is None:
             model = _build(config)
-        names = {tap: tap or default_tap(model) for tap in taps}
-        found = map_channels(model, names.values())
-        return {tap: found[name] for tap, name in names.items()}
+        return map_channels(model, tap or default_tap(model))
 
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:
         """Build the network, load its weights, and check that it can teach ``student``.

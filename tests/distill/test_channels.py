@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import TEST, build, complaint, miou, run, train
 from mmengine.config import Config
+from mmseg.models import ResNetV1c
 from mmseg.registry import MODELS
 from torch import nn
 
@@ -15,6 +16,14 @@ from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 
 LAYER = {'student_tap': 'backbone.layer4', 'teacher_tap': 'backbone.layer4'}
 HEAD = {'student_tap': 'decode_head.bottleneck', 'teacher_tap': 'decode_head.bottleneck'}
+
+
+@MODELS.register_module()
+class LooksAtItsInput(ResNetV1c):
+    """A network whose forward pass depends on the values of its input."""
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
 
 
 def distilled(tiny_configs, *losses: dict, **changes) -> nn.Module:
@@ -71,14 +80,19 @@ def test_the_pass_leaves_the_network_and_the_random_numbers_alone(tiny_configs):
     before = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    assert map_channels(model, ['backbone.layer4', 'decode_head.conv_seg']) == {
-        'backbone.layer4': 32,
-        'decode_head.conv_seg': 19,
-    }
+    taps = ('backbone.layer4', 'decode_head.conv_seg', 'auxiliary_head.convs.0')
+    assert [map_channels(model, tap) for tap in taps] == [32, 19, 8]
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_images_of_five_bands(tiny_configs):
+    cfg = Config.fromfile(tiny_configs['student'])
+    cfg.model.data_preprocessor.update(mean=None, std=None, bgr_to_rgb=False)
+    cfg.model.backbone.in_channels = 5
+    assert map_channels(build(cfg), 'backbone.layer4') == 32
 
 
 def test_testing_needs_no_teacher(tiny_configs, tmp_path):
@@ -99,9 +113,7 @@ def test_a_teacher_that_cannot_tell_is_an_error_when_training_starts(tiny_config
     cfg.model.distill_losses = [{'type': 'FeatureLoss', **LAYER}]
     cfg.model.teacher.config = 'gone.py'
     model = MODELS.build(cfg.model)
-    with pytest.raises(
-        ConfigError, match=r'loss_feature: the channels .* Give it student_channels and .*gone'
-    ):
+    with pytest.raises(ConfigError, match='gone'):
         model.init_weights()
 
 
@@ -113,7 +125,29 @@ def test_a_tap_that_is_none_is_named(monkeypatch, tiny_configs, tmp_path):
         "                                  teacher_tap='backbone.layer4')])\n"
     )
     message = complaint(monkeypatch, TEST.with_name('train.py'), config, '--work-dir', tmp_path / 'run')
-    assert "tap 'backbone.layer5' names no module" in message and 'backbone.layer4' in message
+    assert message.startswith("error: tap 'backbone.layer5' names no module") and 'backbone.layer4' in message
+
+
+def test_a_network_that_computes_with_its_input_needs_them_given(tiny_configs):
+    cfg = Config.fromfile(tiny_configs['distilled'])
+    cfg.model.backbone.type = 'LooksAtItsInput'
+    message = r'loss_feature: the channels .* \(.*Error: .*\). Give it student_channels and teacher_channels'
+    with pytest.raises(ConfigError, match=message):
+        build(cfg, distill_losses=[{'type': 'FeatureLoss', **LAYER}])
+    given = {'student_channels': 32, 'teacher_channels': 128}
+    model = build(cfg, distill_losses=[{'type': 'FeatureLoss', **LAYER, **given}])
+    assert sizes(model.distill_losses[0].adapter) == (32, 128)
+
+
+def test_a_tap_of_an_auxiliary_head_does_not_keep_others_from_their_layers(tiny_configs, batch):
+    aux = {'student_tap': 'auxiliary_head.conv_seg', 'teacher_tap': 'decode_head.conv_seg'}
+    model = distilled(
+        tiny_configs, {'type': 'FeatureLoss', **LAYER}, {'type': 'DISTLoss', 'loss_name': 'loss_aux', **aux}
+    )
+    losses = model.train().loss(*batch)
+    assert losses['distill.loss_feature'] > 0 and losses['distill.loss_aux'] > 0
+    assert sizes(model.distill_losses[0].adapter) == (32, 128)
+    assert isinstance(model.distill_losses[1].adapter, nn.Identity)
 
 
 def test_a_cache_tells_the_channels(tiny_configs, tmp_path):

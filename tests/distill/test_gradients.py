@@ -5,8 +5,10 @@ import torch
 from helpers import TRAIN, build, complaint, logged, train
 from mmengine.config import Config
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from bdd_seg.distill.gradients import balancing_factors, gradient_norm
+from bdd_seg.distill.gradients import GradientBalance, gradient_norm
+from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 
 LOSSES = [
@@ -33,18 +35,39 @@ def test_the_norm_is_that_of_all_parameters_gradients():
 
 def test_factors_bring_each_norm_to_the_ratio():
     weight = nn.Parameter(torch.ones(4))
-    losses = {'a': 10 * weight.sum(), 'b': 0.1 * weight.sum(), 'none': 0 * weight.sum()}
-    factors, norms = balancing_factors(2 * weight.sum(), losses, [weight], {}, ratio=0.5)
-    assert factors == pytest.approx({'a': 0.1, 'b': 10, 'none': 1})
-    assert norms == pytest.approx({'': 4, 'a': 20, 'b': 0.2, 'none': 0})
+    losses = {'a': 10 * weight.sum(), 'b': 0.1 * weight.sum()}
+    balance = GradientBalance(0.5)
+    balanced = balance.balance(2 * weight.sum(), losses, [weight], {})
+    assert balance.factors == pytest.approx({'a': 0.1, 'b': 10})
+    assert {name: loss.item() for name, loss in balanced.items()} == pytest.approx({'a': 4, 'b': 4})
 
 
 def test_a_losss_own_layers_are_part_of_its_gradient():
     weight, layer = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    loss = {'a': 3 * weight.sum() + 4 * layer.sum()}
-    factors, norms = balancing_factors(10 * weight.sum(), loss, [weight], {'a': [layer]}, ratio=1.0)
-    assert norms == pytest.approx({'': 10, 'a': 5})
-    assert factors == pytest.approx({'a': 2})
+    balance = GradientBalance(1.0)
+    balance.balance(10 * weight.sum(), {'a': 3 * weight.sum() + 4 * layer.sum()}, [weight], {'a': [layer]})
+    assert balance.factors == pytest.approx({'a': 2})
+
+
+def test_a_step_without_a_gradient_is_logged_once_and_the_next_step_chooses(monkeypatch):
+    said = []
+    monkeypatch.setattr('bdd_seg.distill.gradients.print_log', lambda message, *_: said.append(message))
+    weight = nn.Parameter(torch.ones(4))
+    balance, own = GradientBalance(1.0), weight.sum()
+    for _ in range(2):
+        assert balance.balance(own, {'a': 0 * own, 'b': 4 * own}, [weight], {})['a'] == 0
+        assert balance.factors == {'b': 0.25}
+    assert len(said) == 2
+    assert said[0] == "a is not balanced yet: the norm of its gradient is 0, that of the student's own loss 2"
+    balance.balance(own, {'a': 8 * own, 'b': 100 * own}, [weight], {})
+    assert balance.factors == pytest.approx({'a': 0.125, 'b': 0.25})
+
+
+def test_activation_checkpointing_is_refused():
+    weight = nn.Parameter(torch.ones(2))
+    loss = checkpoint(torch.sum, weight, use_reentrant=True)
+    with pytest.raises(ConfigError, match='model.balance_gradients: .*with_cp=False'):
+        GradientBalance(1.0).balance(loss, {'a': loss}, [weight], {})
 
 
 def test_the_first_step_chooses_and_the_others_keep(tiny_configs, batch):
@@ -60,13 +83,13 @@ def test_the_first_step_chooses_and_the_others_keep(tiny_configs, batch):
         assert gradient_norm(losses[name], [*student, *own_layers]).item() == pytest.approx(
             expected, rel=1e-4
         )
-    chosen = dict(model.distill_losses.factors)
+    chosen = dict(model.gradient_balance.factors)
     model.parse_losses(losses)[0].backward()
     with torch.no_grad():
         for parameter in student:
             parameter.mul_(0.9)
     model.loss(*batch)
-    assert model.distill_losses.factors == chosen
+    assert model.gradient_balance.factors == chosen
 
 
 def test_resuming_keeps_what_was_chosen(tiny_configs, tmp_path):
@@ -83,6 +106,8 @@ def test_resuming_keeps_what_was_chosen(tiny_configs, tmp_path):
     train(config, tmp_path / 'cut', '--cfg-options', 'train_cfg.max_iters=3')
     output = train(config, tmp_path / 'cut', '--resume')
     assert 'so that its gradient' not in output
+    [*_, log] = sorted((tmp_path / 'cut').glob('*/*.log'))
+    assert "The checkpoint's factors of balanced gradients: distill.loss_bdd × 0." in log.read_text()
     assert load_checkpoint(tmp_path / 'cut/iter_6.pth')['distill_factors'] == factors
     names = ('distill.loss_bdd', 'distill.loss_feature', 'loss')
     whole, cut = (
@@ -107,16 +132,6 @@ def test_a_loss_that_warms_up_is_balanced_as_it_will_be(tiny_configs, batch):
         model = build(cfg, distill_losses=losses, balance_gradients=1.0).train()
         torch.manual_seed(1)  # dropout
         value = model.loss(*batch)['distill.loss_bdd'].item()
-        chosen.append((value > 0, model.distill_losses.factors['distill.loss_bdd']))
+        chosen.append((value > 0, model.gradient_balance.factors['distill.loss_bdd']))
     assert chosen[0][1] == chosen[1][1] < 1
     assert [positive for positive, _ in chosen] == [True, False]
-
-
-def test_a_loss_without_a_gradient_is_told(monkeypatch, tiny_configs, batch):
-    said = []
-    monkeypatch.setattr('bdd_seg.distill.segmentor.print_log', lambda message, *_: said.append(message))
-    loss = {'type': 'BDDLoss', 'loss_weight': 0.0}
-    build(Config.fromfile(tiny_configs['distilled']), distill_losses=[loss], balance_gradients=1.0).loss(
-        *batch
-    )
-    assert said == ['distill.loss_bdd is not balanced: the norm of its gradient is 0 in this step']

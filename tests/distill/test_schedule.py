@@ -10,7 +10,7 @@ from mmengine.logging import MessageHub
 
 from bdd_seg.distill.schedule import Schedule, interpolate
 from bdd_seg.errors import ConfigError
-from bdd_seg.losses import BDDLoss, KDLoss
+from bdd_seg.losses import BDDLoss, CWDLoss, KDLoss
 
 
 def values_of(schedule, iterations, max_iters=8, loss=None) -> list[dict]:
@@ -64,6 +64,11 @@ def test_warm_up_grows_from_zero_to_the_whole_loss():
         ),
         ({'reverse_weight': (0, 1), 'begin': 0.5}, 'here.begin must be a number of iterations, got 0.5'),
         ({'warmup': None}, 'here.warmup must be a number of iterations, got None'),
+        ({'warmup': -5}, 'here.warmup must be a number of iterations, got -5'),
+        ({'reverse_weight': (0, math.nan)}, 'must be two numbers'),
+        ({'reverse_weight': (False, 1)}, 'must be two numbers'),
+        ({'ignore_index': (255, 1)}, "no number 'ignore_index'"),
+        ({'reverse_weight': (0, 1), 'begin': 2, 'end': 2}, '^here: begin=2 must come before end=2$'),
     ],
 )
 def test_wrong_schedules(schedule, message):
@@ -75,12 +80,31 @@ def test_wrong_schedules(schedule, message):
     'schedule, max_iters, message',
     [
         ({'begin': 9}, 8, r'begin=9 must come before end=8 \(the iterations of the training\)$'),
-        ({'begin': 2, 'end': 2}, 8, 'begin=2 must come before end=2$'),
     ],
 )
 def test_a_span_without_length(schedule, max_iters, message):
     with pytest.raises(ConfigError, match=message):
         values_of({'reverse_weight': (0, 1), **schedule}, [0], max_iters)
+
+
+@pytest.mark.parametrize('name', ['tau', 'tau_forward'])
+def test_the_reverse_temperature_follows_where_it_is_not_given(name):
+    loss = CWDLoss(reverse_weight=1.0)
+    for value in Schedule.of(loss, {name: (4.0, 1.0)}, 'here').values(4, 8).values():
+        setattr(loss, name, value)
+    assert loss.temperatures == (2.5, 2.5)
+    loss = CWDLoss(reverse_weight=1.0, tau_reverse=3.0)
+    loss.tau = 2.0
+    assert loss.temperatures == (2.0, 3.0)
+
+
+def test_a_hook_on_the_same_setting_is_refused(monkeypatch, tiny_configs, tmp_path):
+    config = tmp_path / 'scheduled.py'
+    hook = "dict(type='LossScheduleHook', loss_name='loss_cwd', setting='loss_weight', start=0, stop=1)"
+    text = SCHEDULED.format(base=str(tiny_configs['distilled']))
+    config.write_text(f'{text}custom_hooks = [{hook}]\n')
+    message = complaint(monkeypatch, TRAIN, config, '--work-dir', tmp_path / 'run')
+    assert 'loss_weight of loss_cwd has a schedule among the settings of the loss, too' in message
 
 
 SCHEDULED = """

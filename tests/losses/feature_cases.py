@@ -162,7 +162,7 @@ def kl(p: Vector, q: Vector) -> float:
 
 def balanced(teacher: Vector, student: Vector, loss: DistillLoss) -> float:
     """α·KL(p‖q) + β·KL(q‖p) of similarities, without τ²."""
-    tau, tau_reverse = loss.tau_forward, loss.tau_reverse
+    tau, tau_reverse = loss.temperatures
     forward = kl(softmax(teacher, tau), softmax(student, tau))
     reverse = kl(softmax(student, tau_reverse), softmax(teacher, tau_reverse))
     return loss.forward_weight * forward + loss.reverse_weight * reverse

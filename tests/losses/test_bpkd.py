@@ -163,7 +163,7 @@ def test_a_map_of_one_class_is_a_body_alone():
 
 def test_settings():
     loss = MODELS.build({'type': 'BPKDLoss'})
-    assert (loss.tau_forward, loss.edge_weight, loss.body_weight, loss.edge_radius) == (1.0, 1.0, 1.0, 1)
+    assert (loss.tau, loss.edge_weight, loss.body_weight, loss.edge_radius) == (1.0, 1.0, 1.0, 1)
     assert (loss.loss_weight, loss.loss_name, loss.reverse_weight) == (1.0, 'loss_bpkd', 0.0)
     for radius in (0, -1, 1.5):
         with pytest.raises(ValueError, match='edge_radius must be a whole number from 1 on'):

@@ -87,7 +87,7 @@ def test_by_hand():
     student, teacher = torch.eye(2).view(1, 2, 1, 2), torch.ones(1, 3, 1, 2)
     loss = MODELS.build({'type': 'CIRKDLoss'})
     assert (loss.loss_weight, loss.loss_name, loss.pool) == (1.0, 'loss_cirkd', None)
-    assert (loss.tau_forward, loss.tau_reverse, loss.reverse_weight) == (0.1, 0.1, 0.0)
+    assert (loss.tau, loss.tau_reverse, loss.reverse_weight) == (0.1, None, 0.0)
     share = 1 / (1 + math.exp(-1 / 0.1))
     expected = 0.5 * math.log(0.5 / share) + 0.5 * math.log(0.5 / (1 - share))
     assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)

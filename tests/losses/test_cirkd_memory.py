@@ -28,7 +28,7 @@ from warm_python import warm_python
 
 from bdd_seg.losses import CIRKDMemoryLoss
 from bdd_seg.losses import cirkd_memory as module
-from bdd_seg.losses.cirkd_memory import ClassQueues
+from bdd_seg.losses.queues import ClassQueues
 
 MODES = ['paper', 'code']
 SHAPE = (2, 3, 4, 4, 5)
@@ -76,7 +76,9 @@ class Reference:
         ]
         self.calls += 1
         random = [
-            torch.rand(case.label.flatten(1).shape, generator=generator).view(case.label.shape)
+            torch.rand(len(case.label), CLASSES, case.label[0].numel(), generator=generator).unflatten(
+                2, case.label.shape[1:]
+            )
             for case, generator in zip(cases, generators, strict=True)
         ]
         for k in range(CLASSES):
@@ -94,9 +96,10 @@ class Reference:
                 continue
             features = [normalised(vector(case.teacher, n, *at)) for at in members]
             regions.append(normalised(mean_vector(features)))
+            added = min(16, len(members))
             if self.loss.mode == 'code':
                 members = case.positions(n)
-            chosen = sorted(members, key=lambda at: random[(n, *at)].item(), reverse=True)[:16]
+            chosen = sorted(members, key=lambda at: random[(n, k, *at)].item(), reverse=True)[:added]
             pixels += [normalised(vector(case.teacher, n, *at)) for at in chosen]
         return pixels, regions
 
@@ -187,7 +190,7 @@ def test_settings_of_a_config():
     assert (loss.loss_weight, loss.loss_name, loss.mode) == (1.0, 'loss_cirkd_memory', 'paper')
     assert (loss.pixel_weight, loss.region_weight) == (0.1, 0.1)
     assert (loss.pixel_keys, loss.region_keys, loss.positions) == (4096, 1024, 2048)
-    assert (loss.tau_forward, loss.tau_reverse, loss.reverse_weight) == (0.1, 0.1, 0.0)
+    assert (loss.tau, loss.tau_reverse, loss.reverse_weight) == (0.1, None, 0.0)
     loss.adapt(4, 2)
     assert {name: tuple(value.shape) for name, value in loss.state_dict().items()} == {
         'draws.seed': (),

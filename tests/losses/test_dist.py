@@ -133,7 +133,15 @@ def test_nothing_that_varies_correlates_with_nothing():
         assert value.item() == pytest.approx(2, abs=1e-5)
         value.backward()
         assert student.grad.isfinite().all()
-    assert DISTLoss()(teacher[:, :1], teacher[:, 1:2]).item() == 2  # the softmax of one class
+    with pytest.raises(ValueError, match='need at least two of them, got one channel'):
+        DISTLoss()(teacher[:, :1], teacher[:, 1:2])
+
+
+def test_a_temperature_that_a_schedule_has_led_to_zero():
+    loss = DISTLoss()
+    loss.tau = 0.0
+    with pytest.raises(ValueError, match='tau must be a positive number, got 0.0'):
+        loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
 
 
 def test_settings():

@@ -143,7 +143,7 @@ def test_nothing_overflows_at_the_largest_logits(dtype, tau):
 
 def test_settings():
     loss = MODELS.build({'type': 'DKDLoss'})
-    assert (loss.alpha, loss.beta, loss.tau_forward, loss.reverse_weight) == (1.0, 2.0, 1.0, 0.0)
+    assert (loss.alpha, loss.beta, loss.tau, loss.reverse_weight) == (1.0, 2.0, 1.0, 0.0)
     assert (loss.loss_weight, loss.loss_name) == (1.0, 'loss_dkd')
     with pytest.raises(ValueError, match="beta must be a number, got '8'"):
         DKDLoss(beta='8')

@@ -35,7 +35,7 @@ def test_the_balanced_divergence_drops_in(logits, method, domain):
     loss = method(tau=2.0, forward_weight=0.5, reverse_weight=7.0, tau_reverse=1.5, loss_weight=2.0)
     expected = BDDLoss(domain, 2.0, 1.5, 0.5, 7.0, loss_weight=2.0)
     assert torch.equal(loss(*logits), expected(*logits))
-    assert method(tau=2.0).tau_reverse == 2.0
+    assert method(tau=2.0).temperatures == (2.0, 2.0)
     label = torch.full((2, 6, 8), 255)
     assert method(mask_ignored=True)(*logits, label).item() == 0
     with pytest.raises(TypeError, match='tau_forward'):

@@ -20,8 +20,6 @@ LOSSES = [
     ({'type': 'BPKDLoss', 'tau': 2.0, 'edge_weight': 0.0, **BALANCED}, 'channel'),
     ({'type': 'AlphaBetaLoss', 'alpha': 0.7, 'beta': 0.4, 'tau': 2.0, 'domain': 'pixel'}, 'pixel'),
     ({'type': 'AlphaBetaLoss', 'alpha': 0.7, 'beta': 0.4, 'tau': 2.0, 'domain': 'channel'}, 'channel'),
-    ({'type': 'JensenShannonLoss', 'tau': 2.0, 'domain': 'pixel'}, 'pixel'),
-    ({'type': 'JensenShannonLoss', 'tau': 2.0, 'domain': 'channel'}, 'channel'),
 ]
 every_loss = pytest.mark.parametrize(
     'settings, domain', LOSSES, ids=[f'{settings["type"]}-{domain}' for settings, domain in LOSSES]

@@ -68,17 +68,16 @@ class CachedTeacher(Teacher):
         if classes is not None:
             check_number_of_classes(manifest.num_classes, classes, self.describe())
 
-    def channels(self, taps: Iterable[str | None]) -> dict[str | None, int]:
-        """Return the numbers of channels, from the cache's first image.
+    def channels(self, tap: str | None) -> int:
+        """Return the number of channels, from the cache's first image.
 
         Raises:
-            ConfigError: There is no cache, it is not complete, or lacks a tap.
+            ConfigError: There is no cache, it is not complete, or lacks the tap.
         """
         manifest = self._complete_manifest()
-        names = {tap: tap or manifest.logits_tap for tap in taps}
-        self._check_taps(names.values())
-        outputs = self.cache.read_file(next(iter(manifest.images)), {*names.values()}).outputs
-        return {tap: len(outputs[name]) for tap, name in names.items()}
+        name = tap or manifest.logits_tap
+        self._check_taps([name])
+        return len(self.cache.read_file(next(iter(manifest.images)), [name]).outputs[name])
 
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:
         """Check that the cache holds what ``student`` is to learn from.
