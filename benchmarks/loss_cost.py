@@ -154,7 +154,11 @@ def main() -> None:
     make_folder(args.out, '--out')
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True  # as in the configs
-    rows = measure(build_cases(args), args.device, args.repetitions)
+    cases = build_cases(args)
+    rows = []
+    for steps in (False, True):  # apart, since a step leaves the memory cold for the loss after it
+        group = [case for case in cases if (case.part == 'step') is steps]
+        rows += measure(group, args.device, args.repetitions) if group else []
     add_shares_of_step(rows)
     machine = describe_machine(args.device == 'cuda')
     student, teacher = args.channels

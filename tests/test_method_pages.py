@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import re
 
 import pytest
@@ -136,3 +137,15 @@ def test_the_guide_lists_each_loss_once():
         *_, labels, balance = cells.split(' | ')
         assert (labels == 'yes') == loss.needs_labels, name
         assert (balance == 'yes') == issubclass(loss, losses.BalancedLoss), name
+
+
+def test_costs_in_the_guide_are_those_that_were_measured():
+    rows = json.loads((ROOT / 'benchmarks/results/cpu_losses_2x19x64x128.json').read_text())['rows']
+    measured: dict[str, float] = {}
+    for row in rows:  # of a loss with modes the first is the default
+        measured.setdefault(row['name'].split(',')[0], row['details'].get('% of a step', 0))
+    text = (ROOT / 'docs/which_loss.md').read_text()
+    found = re.findall(r'^\| `(\w+)` \| [^|]+ \| ([\d.]+) %', text, re.M)
+    assert {name for name, _ in found} == {method['class'] for method in METHODS.values()}
+    for name, cost in found:
+        assert float(cost) == pytest.approx(measured[name], rel=0.06), name

@@ -48,10 +48,6 @@ class Pair:
         assert self.label is not None and self.mask is not None
         return self.label, self.mask
 
-    def counts(self) -> Tensor:
-        """Return the mask, also where all positions count, (N, H, W) bool."""
-        return torch.ones_like(self.teacher[:, 0], dtype=torch.bool) if self.mask is None else self.mask
-
     def zeroed(self) -> 'Pair':
         """Return the pair in which both maps are 0 where a position does not count."""
         if self.mask is None:

@@ -71,9 +71,9 @@ class FeatureLoss(DistillLoss):
 
     def compare(self, pair: Pair) -> Tensor:
         """Return the mean distance over the positions that count; 0 where none does."""
-        return pair.mean(image_by_image(self._distance, pair.student, pair.teacher, pair.counts()))
+        mask = () if pair.mask is None else (pair.mask,)
+        return pair.mean(image_by_image(self._distance, pair.student, pair.teacher, *mask))
 
-    def _distance(self, student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
-        # A NaN that does not count would make the gradient NaN.
-        student, teacher = (x.masked_fill(~counts[:, None], 0) for x in (student, teacher))
-        return DISTANCES[self.distance](run_in_float32(self.adapter, student), teacher)
+    def _distance(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+        pair = Pair(student, teacher, mask=mask).zeroed()  # a NaN that does not count would spoil gradients
+        return DISTANCES[self.distance](run_in_float32(self.adapter, pair.student), pair.teacher)

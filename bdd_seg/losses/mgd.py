@@ -1,5 +1,6 @@
 """Masked generative distillation (MGD), https://arxiv.org/abs/2205.01529."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,14 +69,14 @@ class MGDLoss(DistillLoss):
         images, _, height, width = pair.student.shape
         random = torch.rand(images, 1, height, width, generator=self.draws.next()).to(pair.student.device)
         kept = random >= self.mask_ratio
-        return image_by_image(self._error, pair.student, pair.teacher, kept, pair.counts()).sum() / max(
-            1, images
-        )
+        mask = () if pair.mask is None else (pair.mask,)
+        errors = image_by_image(self._error, pair.student, pair.teacher, kept, *mask)
+        return errors.sum() / max(1, images)
 
-    def _error(self, student: Tensor, teacher: Tensor, kept: Tensor, counts: Tensor) -> Tensor:
+    def _error(self, student: Tensor, teacher: Tensor, kept: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the squared error, (N, H, W)."""
-        out = ~counts[:, None]
-        student, teacher = student.masked_fill(out, 0), teacher.masked_fill(out, 0)
-        student = run_in_float32(self.adapter, student)
-        generated = run_in_float32(self.generation, student * kept.logical_and(~out))
-        return (generated - teacher).square().masked_fill(out, 0).sum(dim=1)
+        pair = Pair(student, teacher, mask=mask).zeroed()
+        student = run_in_float32(self.adapter, pair.student)
+        student = replace(pair, student=student).zeroed().student  # the adapter has a bias
+        generated = run_in_float32(self.generation, student * kept)
+        return replace(pair, student=generated - pair.teacher).zeroed().student.square().sum(dim=1)

@@ -50,7 +50,7 @@ def test_every_class_of_the_package_is_measured():
 
 def test_every_form_and_method_has_a_row(result, rows):
     forms = [f'{form}, {domain}' for domain in ('pixel', 'channel') for form in ('plain', 'fused')]
-    assert list(rows) == [f'{name}, {SHAPE}' for name in ('step of PSPNet-R18', *forms, *METHODS)]
+    assert list(rows) == [f'{name}, {SHAPE}' for name in (*forms, *METHODS, 'step of PSPNet-R18')]
     for name in ('BDDLoss', 'DKDLoss', 'plain, pixel'):
         assert rows[f'{name}, {SHAPE}']['part'] == 'loss'
     for name in ('PairwiseLoss, code', 'MGDLoss'):

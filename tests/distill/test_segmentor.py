@@ -345,6 +345,23 @@ def test_the_readmes_several_losses(tiny_configs, batch):
     assert model.distill_losses[1].adapter.weight.shape == (16, 8, 1, 1)
 
 
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ({'type': 'CWDLoss', 'domain': 'pixel'}, r"model.distill_losses.0 \(CWDLoss\): .*'domain'"),
+        ({'type': 'KDLoss', 'foo': 2}, r"model.distill_losses.0 \(KDLoss\): .*'foo'"),
+        ({'type': 'KDLoss', 'tau': 0}, r'model.distill_losses.0 \(KDLoss\): tau_forward must be a positive'),
+        (
+            {'type': 'DKDLoss', 'beta': '8'},
+            r"model.distill_losses.0 \(DKDLoss\): beta must be a number, got '8'",
+        ),
+    ],
+)
+def test_arguments_that_a_loss_refuses_are_named(tiny_configs, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build(tiny_configs['distilled'], distill_losses=[settings])
+
+
 def test_the_teachers_accuracy_leaves_out_what_the_students_head_ignores(tiny_configs, batch):
     config = Config.fromfile(tiny_configs['distilled'])
     config.model.decode_head.ignore_index = 3
