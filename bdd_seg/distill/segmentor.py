@@ -16,7 +16,8 @@ from bdd_seg.distill.schedule import Schedule
 from bdd_seg.distill.settings import build, check_losses, checked_losses, checked_teacher
 from bdd_seg.distill.taps import Tap, check_taps, default_tap
 from bdd_seg.errors import ConfigError
-from bdd_seg.losses.base import DistillLoss, Pair, align, resize_nearest
+from bdd_seg.losses.base import DistillLoss
+from bdd_seg.losses.pair import Pair, align, resize_nearest
 
 
 @MODELS.register_module()

@@ -3,7 +3,7 @@
 from bdd_seg.losses.alpha_beta import AlphaBetaLoss
 from bdd_seg.losses.attention import AttentionLoss
 from bdd_seg.losses.balanced import BalancedLoss
-from bdd_seg.losses.base import DistillLoss, Pair
+from bdd_seg.losses.base import DistillLoss
 from bdd_seg.losses.bdd import BDDLoss
 from bdd_seg.losses.bpkd import BPKDLoss
 from bdd_seg.losses.cirkd import CIRKDLoss
@@ -16,6 +16,7 @@ from bdd_seg.losses.fused import balance_divergence
 from bdd_seg.losses.ifvd import IFVDLoss
 from bdd_seg.losses.kd import KDLoss
 from bdd_seg.losses.mgd import MGDLoss
+from bdd_seg.losses.pair import Pair
 from bdd_seg.losses.pairwise import PairwiseLoss
 
 __all__ = [

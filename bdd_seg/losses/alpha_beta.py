@@ -5,9 +5,10 @@ from typing import Any
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from bdd_seg.losses.base import DistillLoss, Pair
+from bdd_seg.losses.base import DistillLoss
 from bdd_seg.losses.divergences import check_domain, check_exponents, check_temperature
 from bdd_seg.losses.fused import alpha_beta_divergence
+from bdd_seg.losses.pair import Pair
 
 
 @MODELS.register_module()

@@ -5,7 +5,8 @@ from typing import Any
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from bdd_seg.losses.base import DistillLoss, Pair, unit
+from bdd_seg.losses.base import DistillLoss
+from bdd_seg.losses.pair import Pair, unit
 
 
 def attention(features: Tensor) -> Tensor:

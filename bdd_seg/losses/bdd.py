@@ -6,8 +6,8 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.balanced import BalancedLoss
-from bdd_seg.losses.base import Pair
 from bdd_seg.losses.divergences import check_domain, check_temperature
+from bdd_seg.losses.pair import Pair
 
 
 @MODELS.register_module()

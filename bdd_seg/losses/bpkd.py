@@ -8,8 +8,8 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.balanced import BalancedLoss
-from bdd_seg.losses.base import Pair
 from bdd_seg.losses.divergences import check_weights
+from bdd_seg.losses.pair import Pair
 
 
 def edges(label: Tensor, mask: Tensor, radius: int) -> Tensor:

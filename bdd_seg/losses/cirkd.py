@@ -9,8 +9,8 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.balanced import BalancedLoss
-from bdd_seg.losses.base import Pair, unit
 from bdd_seg.losses.blocks import sum_over_blocks
+from bdd_seg.losses.pair import Pair, unit
 
 POSITIONS = 1024
 """Approximate number of positions per image after the default pooling."""

@@ -8,10 +8,11 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from bdd_seg.losses.balanced import BalancedLoss
-from bdd_seg.losses.base import Pair, run_in_float32, unit
+from bdd_seg.losses.base import run_in_float32
 from bdd_seg.losses.blocks import sum_over_blocks
 from bdd_seg.losses.divergences import check_weights
 from bdd_seg.losses.draws import Draws
+from bdd_seg.losses.pair import Pair, unit
 from bdd_seg.losses.queues import ClassQueues
 
 MODES = ('paper', 'code')

@@ -5,8 +5,9 @@ from typing import Any
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from bdd_seg.losses.base import DistillLoss, Pair, unit
+from bdd_seg.losses.base import DistillLoss
 from bdd_seg.losses.divergences import check_temperature, check_weights
+from bdd_seg.losses.pair import Pair, unit
 
 
 def inter_class_relation(p: Tensor, q: Tensor) -> Tensor:

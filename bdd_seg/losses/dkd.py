@@ -7,9 +7,9 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.balanced import BalancedLoss
-from bdd_seg.losses.base import Pair
 from bdd_seg.losses.divergences import MASKED, check_weights
 from bdd_seg.losses.fused import balance_divergence
+from bdd_seg.losses.pair import Pair
 
 
 def target_logits(logits: Tensor, target: Tensor, tau: float) -> Tensor:

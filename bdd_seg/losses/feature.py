@@ -5,8 +5,9 @@ from typing import Any
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from bdd_seg.losses.base import DistillLoss, Pair, run_in_float32, unit
+from bdd_seg.losses.base import DistillLoss, run_in_float32
 from bdd_seg.losses.blocks import image_by_image
+from bdd_seg.losses.pair import Pair, unit
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from bdd_seg.losses.base import DistillLoss, Pair, unit
+from bdd_seg.losses.base import DistillLoss
 from bdd_seg.losses.blocks import image_by_image
+from bdd_seg.losses.pair import Pair, unit
 
 
 def centres(features: Tensor, label: Tensor, mask: Tensor) -> Tensor:

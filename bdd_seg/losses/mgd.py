@@ -7,9 +7,10 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from bdd_seg.losses.base import DistillLoss, Pair, run_in_float32
+from bdd_seg.losses.base import DistillLoss, run_in_float32
 from bdd_seg.losses.blocks import image_by_image
 from bdd_seg.losses.draws import Draws
+from bdd_seg.losses.pair import Pair
 
 
 @MODELS.register_module()

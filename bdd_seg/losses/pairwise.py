@@ -7,8 +7,9 @@ import torch.nn.functional as F  # noqa: N812
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from bdd_seg.losses.base import DistillLoss, Pair, unit
+from bdd_seg.losses.base import DistillLoss
 from bdd_seg.losses.blocks import sum_over_blocks
+from bdd_seg.losses.pair import Pair, unit
 
 MODES = ('paper', 'code')
 _ROWS = 512  # of the similarity matrices that are compared at a time

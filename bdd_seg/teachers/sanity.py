@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from mmseg.models.losses import accuracy
 from torch import Tensor
 
-from bdd_seg.losses.base import resize_nearest
+from bdd_seg.losses.pair import resize_nearest
 
 
 def pixel_accuracy(logits: Tensor, seg_label: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from bdd_seg.distill import segmentor
 from bdd_seg.distill.segmentor import CascadeSegDistiller, SegDistiller
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses import BDDLoss
-from bdd_seg.losses.base import align
+from bdd_seg.losses.pair import align
 
 OPTIMIZER = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}
 FEATURES = {

@@ -4,7 +4,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from bdd_seg.losses import DistillLoss, Pair
-from bdd_seg.losses.base import align, run_in_float32, unit
+from bdd_seg.losses.base import run_in_float32
+from bdd_seg.losses.pair import align, unit
 
 
 class Recorder(DistillLoss):

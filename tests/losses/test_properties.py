@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bdd_seg.losses import BDDLoss, FeatureLoss, balance_divergence
-from bdd_seg.losses.base import align
+from bdd_seg.losses.pair import align
 
 if os.environ.get('HYPOTHESIS_PROFILE') == 'stress':
     examples = settings(max_examples=10_000, deadline=None, derandomize=False)
