@@ -74,6 +74,9 @@ class SegDistiller(EncoderDecoder):
                 build(loss, f'model.distill_losses.{i}') for i, loss in enumerate(losses)
             )
             check_losses(self.distill_losses, self.teacher)
+            for loss, settings in zip(self.distill_losses, losses, strict=True):
+                if isinstance(loss, DistillLoss) and 'ignore_index' not in settings:
+                    loss.ignore_index = _last(self.decode_head).ignore_index
             self._cannot_adapt = self._adapt_losses()
         self.schedules = {
             loss.loss_name: Schedule.of(loss, schedule, f'model.distill_losses.{i}.schedule')
@@ -260,5 +263,5 @@ class _Losses(nn.ModuleList):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _last(head: nn.Module) -> nn.Module:
+def _last(head: Any) -> Any:
     return head[-1] if isinstance(head, nn.ModuleList) else head

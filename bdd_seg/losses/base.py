@@ -19,7 +19,8 @@ class DistillLoss(nn.Module, ABC):
             it out of the total.
         mask_ignored: Whether to leave out positions labelled ``ignore_index``. A method that compares class
             by class leaves them out in any case.
-        ignore_index: The label of ignored pixels.
+        ignore_index: The label of ignored pixels. In a :class:`~bdd_seg.distill.SegDistiller` that of the
+            student's decode head by default.
         student_channels: C_s, channels of the student's map. :class:`~bdd_seg.distill.SegDistiller` finds
             them where they are not given.
         teacher_channels: C_t, channels of the teacher's map, given or found with the student's.

@@ -345,6 +345,14 @@ def test_the_readmes_several_losses(tiny_configs, batch):
     assert model.distill_losses[1].adapter.weight.shape == (16, 8, 1, 1)
 
 
+def test_ignored_labels_are_those_of_the_students_head(tiny_configs):
+    config = Config.fromfile(tiny_configs['distilled'])
+    config.model.decode_head.ignore_index = 3
+    losses = [{'type': 'BDDLoss'}, {'type': 'KDLoss', 'ignore_index': 7}, {'type': 'DKDLoss'}]
+    model = build(config, distill_losses=losses)
+    assert [loss.ignore_index for loss in model.distill_losses] == [3, 7, 3]
+
+
 @pytest.mark.parametrize(
     'settings, message',
     [
