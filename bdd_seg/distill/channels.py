@@ -1,12 +1,10 @@
 """The number of channels of a tapped map, from a forward pass without data."""
 
-from typing import Any
-
 import torch
 from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
-from bdd_seg.distill.taps import Tap
+from bdd_seg.distill.taps import Tap, run_all_heads
 
 _SIZE = (256, 256)  # of the input; meta tensors have no data, so that it costs nothing
 
@@ -24,7 +22,7 @@ def map_channels(model: BaseSegmentor, tap: str) -> int:
         ConfigError: The tap names no module, or one that does not run or does not put out one tensor.
         Exception: Of any kind, where the network computes with the values of tensors.
     """
-    whole = _WithAuxiliaryHeads(model)
+    whole = _AllHeads(model)
     tensors = {name: tensor.to('meta') for name, tensor in whole.named_parameters()}
     tensors |= {name: tensor.to('meta') for name, tensor in whole.named_buffers()}
     training = {module: module.training for module in model.modules()}
@@ -41,7 +39,7 @@ def map_channels(model: BaseSegmentor, tap: str) -> int:
     return outputs[tap].shape[1]
 
 
-class _WithAuxiliaryHeads(nn.Module):
+class _AllHeads(nn.Module):
     """A segmentor whose forward pass runs all of its heads."""
 
     def __init__(self, model: BaseSegmentor) -> None:
@@ -49,9 +47,4 @@ class _WithAuxiliaryHeads(nn.Module):
         self.model = model
 
     def forward(self, inputs: Tensor) -> None:
-        self.model(inputs, mode='tensor')
-        heads: Any = getattr(self.model, 'auxiliary_head', None)
-        if heads is not None:
-            features = self.model.extract_feat(inputs)
-            for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
-                head(features)
+        run_all_heads(self.model, inputs)

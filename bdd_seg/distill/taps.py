@@ -102,6 +102,26 @@ def nearby_modules(model: nn.Module, name: str, count: int = 6) -> list[str]:
     return list(dict.fromkeys([*similar, *children]))[: 2 * count]
 
 
+def run_all_heads(model: BaseSegmentor, inputs: Tensor) -> None:
+    """Run a segmentor with its auxiliary heads, which its own ``tensor`` mode leaves out.
+
+    Args:
+        model: The network.
+        inputs: (N, C, H, W), normalised as the network expects.
+    """
+    features: list[Any] = []
+    last = model.neck if model.with_neck else model.backbone
+    handle = last.register_forward_hook(lambda _module, _inputs, output: features.append(output))
+    try:
+        model(inputs, mode='tensor')
+    finally:
+        handle.remove()
+    heads = getattr(model, 'auxiliary_head', None)
+    if heads is not None:
+        for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+            head(features[-1])
+
+
 def default_tap(model: BaseSegmentor) -> str:
     """Return the name of the layer that puts out the logits: ``conv_seg`` of the (last) decode head."""
     if isinstance(model.decode_head, nn.ModuleList):

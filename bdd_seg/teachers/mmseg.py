@@ -17,7 +17,7 @@ from mmseg.utils import SampleList
 from torch import Tensor, nn
 
 from bdd_seg.distill.channels import map_channels
-from bdd_seg.distill.taps import default_tap
+from bdd_seg.distill.taps import default_tap, run_all_heads
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream import bfloat16
 from bdd_seg.runtime.upstream.atomic_files import file_digest
@@ -137,7 +137,7 @@ class MMSegTeacher(Teacher):
         Raises:
             ConfigError: There is no such config, or the tap names no module.
         """
-        config = self.model_config()
+        config = self.model_config(_auxiliary([tap]))
         model = _build_on_meta(config)
         if model is None:
             model = _build(config)
@@ -152,17 +152,19 @@ class MMSegTeacher(Teacher):
             ConfigError: The config or checkpoint is missing or broken, weights do not fit the network, a tap
                 names no module, or teacher and student predict different numbers of classes.
         """
-        config = self.model_config()
-        model = _build(config)
+        taps = list(taps)
+        auxiliary = _auxiliary(taps)
+        model = _build(self.model_config(auxiliary))
         check_number_of_classes(model.out_channels, student.out_channels, self.describe())
         content = _load(self.checkpoint, self.describe())
-        _fit_weights(model, content, self.checkpoint, self.describe())
+        _fit_weights(model, content, self.checkpoint, self.describe(), None if auxiliary else AUXILIARY)
         self.class_names = _class_names(content)
         self.logits_tap = default_tap(model)
         wanted = {tap or self.logits_tap for tap in taps}
         if self.logits_tap in dict(model.named_modules()):  # for the accuracy, wanted or not
             wanted.add(self.logits_tap)
-        self.network = FrozenModule(model, wanted, _tensor_mode, self.precision, self.compile)
+        forward = run_all_heads if auxiliary else _tensor_mode
+        self.network = FrozenModule(model, wanted, forward, self.precision, self.compile)
         same = same_input(student.data_preprocessor, model.data_preprocessor)
         self._student_preprocessor = None if same else student.data_preprocessor
         if self.precision == 'bf16':
@@ -205,8 +207,11 @@ class MMSegTeacher(Teacher):
             'config': hashlib.sha256(settings.encode()).hexdigest(),
         }
 
-    def model_config(self) -> dict[str, Any]:
-        """Return the ``model`` part of the teacher's config, without what serves training only.
+    def model_config(self, auxiliary: bool = False) -> dict[str, Any]:
+        """Return the ``model`` part of the teacher's config.
+
+        Args:
+            auxiliary: Whether to keep auxiliary heads, which serve training only, unless one is tapped.
 
         Raises:
             ConfigError: There is no such file, or no model in it.
@@ -221,7 +226,12 @@ class MMSegTeacher(Teacher):
         model = config.get('model', config)
         if 'type' not in model:
             raise ConfigError(f'teacher config {self.describe()} has no model')
-        return {key: value for key, value in model.items() if key != AUXILIARY}
+        return {key: value for key, value in model.items() if auxiliary or key != AUXILIARY}
+
+
+def _auxiliary(taps: Iterable[str | None]) -> bool:
+    """Return whether one of the taps is in an auxiliary head."""
+    return any(tap is not None and tap.startswith(f'{AUXILIARY}.') for tap in taps)
 
 
 def _tensor_mode(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -254,10 +264,16 @@ def _build_on_meta(config: dict[str, Any]) -> BaseSegmentor | None:
         return None
 
 
-def _fit_weights(model: BaseSegmentor, content: dict[str, Any], checkpoint: str | Path, teacher: str) -> None:
+def _fit_weights(
+    model: BaseSegmentor,
+    content: dict[str, Any],
+    checkpoint: str | Path,
+    teacher: str,
+    without: str | None = AUXILIARY,
+) -> None:
     """Load a checkpoint's weights strictly, but for heads that a teacher does not use."""
     where = f'teacher ({teacher}): checkpoint {str(checkpoint)!r}'
-    problem = load_and_report_mismatch(model, weights_of(content, where))
+    problem = load_and_report_mismatch(model, weights_of(content, where), without)
     if problem:
         raise ConfigError(
             f'checkpoint {str(checkpoint)!r} does not fit the teacher ({teacher}): {problem}. '

@@ -150,6 +150,26 @@ def test_a_tap_of_an_auxiliary_head_does_not_keep_others_from_their_layers(tiny_
     assert isinstance(model.distill_losses[1].adapter, nn.Identity)
 
 
+def test_the_teachers_auxiliary_head_is_kept_where_it_is_tapped(tiny_configs, batch):
+    aux = {'student_tap': 'auxiliary_head.conv_seg', 'teacher_tap': 'auxiliary_head.conv_seg'}
+    model = distilled(
+        tiny_configs,
+        {'type': 'DISTLoss'},
+        {'type': 'DISTLoss', 'loss_name': 'loss_aux', 'loss_weight': 0.4, **aux},
+    )
+    maps = model.teacher(batch[0]).maps
+    teacher = build(Config.fromfile(model.teacher.config))  # with all its heads
+    teacher.load_state_dict(load_checkpoint(model.teacher.checkpoint)['state_dict'])
+    with torch.no_grad():
+        features = teacher.eval().extract_feat(batch[0])
+        expected = teacher.auxiliary_head(features)
+    torch.testing.assert_close(maps['auxiliary_head.conv_seg'], expected, rtol=1e-4, atol=1e-4)
+    losses = model.train().loss(*batch)
+    assert losses['distill.loss_dist'] > 0 and losses['distill.loss_aux'] > 0
+    plain = distilled(tiny_configs, {'type': 'DISTLoss'})
+    assert not plain.teacher.model.with_auxiliary_head
+
+
 def test_a_cache_tells_the_channels(tiny_configs, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(
