@@ -19,6 +19,7 @@ METHODS = sorted(
     path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ('_base_', 'pspnet')
 )
 PAIRS = sorted(path.stem for path in (CONFIGS / '_base_/pairs').glob('*.py'))
+TAPS = (None, 'backbone.layer4', 'decode_head.bottleneck', 'auxiliary_head.conv_seg')
 DISTILLED = [
     f'{folder}/{path.name}' for folder in METHODS for path in sorted((CONFIGS / folder).glob('*.py'))
 ]
@@ -124,7 +125,7 @@ def test_features_are_those_that_the_heads_get_and_those_that_they_classify(name
     cfg = load_config(CONFIGS / name)
     for loss in cfg.model.distill_losses:
         assert loss.get('student_tap') == loss.get('teacher_tap')
-        assert loss.get('student_tap') in (None, 'backbone.layer4', 'decode_head.bottleneck')
+        assert loss.get('student_tap') in TAPS
     for model in (cfg.model, load_config(cfg.model.teacher.config).model):
         assert (model.decode_head.type, model.decode_head.in_index) == ('PSPHead', 3)
 
