@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from bdd_seg.errors import ConfigError
+from bdd_seg.errors import ConfigError, similar_to
 
 CURVES = ('linear', 'cosine')
+SPAN = ('begin', 'end', 'curve', 'warmup')
 
 
 def interpolate(
@@ -36,8 +37,11 @@ def check_movable(loss: nn.Module, name: str, key: str) -> None:
         ConfigError: It has none. The message begins with ``key``.
     """
     if not isinstance(getattr(loss, name, None), float):
-        others = ', '.join(movable(loss)) or 'none'
-        raise ConfigError(f'{key}: {type(loss).__name__} has no number {name!r}; it has {others}')
+        names = movable(loss)
+        hint = similar_to(name, [*names, *SPAN])
+        raise ConfigError(
+            f'{key}: {type(loss).__name__} has no number {name!r}; it has {", ".join(names) or "none"}.{hint}'
+        )
 
 
 def check_span(begin: int, end: int, key: str, by_default: bool = False) -> None:
@@ -87,7 +91,7 @@ class Schedule:
                 f'{key} must be a dict such as dict(reverse_weight=(0.0, 1.0)), got {schedule!r}'
             )
         settings = dict(schedule)
-        span = {name: settings.pop(name) for name in ('begin', 'end', 'curve', 'warmup') if name in settings}
+        span = {name: settings.pop(name) for name in SPAN if name in settings}
         if span.get('curve', 'linear') not in CURVES:
             raise ConfigError(f'{key}.curve must be one of {CURVES}, got {span["curve"]!r}')
         for name in ('begin', 'end', 'warmup'):

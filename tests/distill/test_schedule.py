@@ -134,6 +134,7 @@ def test_a_wrong_schedule_ends_in_one_line(monkeypatch, tiny_configs, tmp_path):
     config.write_text(SCHEDULED.format(base=str(tiny_configs['distilled'])).replace('warmup', 'warm_up'))
     message = complaint(monkeypatch, TRAIN, config, '--work-dir', tmp_path / 'run')
     assert "model.distill_losses.0.schedule: KDLoss has no number 'warm_up'" in message
+    assert message.endswith('Did you mean warmup?')
 
 
 def test_without_a_runner_the_first_values_hold(tiny_configs, batch):
