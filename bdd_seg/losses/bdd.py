@@ -24,7 +24,7 @@ class BDDLoss(BalancedLoss):
 
     Args:
         domain: The axis of a distribution: ``'channel'`` for the H·W positions of one class, ``'pixel'`` for
-            the C classes of one position. The latter is 0 for binary heads with a single output channel.
+            the C classes of one position. The latter needs two classes: a single output channel is refused.
         tau_forward: τ_f, the temperature of KL(teacher‖student), > 0.
         tau_reverse: τ_r, the temperature of KL(student‖teacher), > 0; None for τ_f.
         forward_weight: α, the weight of KL(teacher‖student).

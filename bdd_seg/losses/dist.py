@@ -6,7 +6,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.base import DistillLoss
-from bdd_seg.losses.divergences import check_temperature, check_weights
+from bdd_seg.losses.divergences import check_classes, check_temperature, check_weights
 from bdd_seg.losses.pair import Pair, unit
 
 
@@ -76,8 +76,7 @@ class DISTLoss(DistillLoss):
             ValueError: The logits are of one class, or a schedule has led τ to 0.
         """
         check_temperature('tau', self.tau)
-        if pair.student.shape[1] < 2:
-            raise ValueError('correlations over the classes need at least two of them, got one channel')
+        check_classes(pair.student, 'pixel')
         if self.standardize:
             pair = pair.standardized('pixel')
         pair = pair.zeroed()

@@ -107,3 +107,21 @@ def test_wrong_settings():
         BDDLoss(mask_ignored=True)(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
     with pytest.raises(ValueError, match='same channels, which for logits are the classes; got 2 and 3'):
         BDDLoss()(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 6, 6))
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'type': 'BDDLoss', 'domain': 'pixel'},
+        {'type': 'KDLoss'},
+        {'type': 'DKDLoss'},
+        {'type': 'BPKDLoss'},
+        {'type': 'DISTLoss'},
+        {'type': 'AlphaBetaLoss'},
+    ],
+)
+def test_one_channel_is_no_distribution_over_classes(settings):
+    maps, label = torch.randn(2, 1, 4, 5), torch.zeros(2, 4, 5, dtype=torch.long)
+    with pytest.raises(ValueError, match='one channel is no distribution over classes'):
+        MODELS.build(settings)(maps, -maps, label)
+    assert MODELS.build({'type': 'BDDLoss'})(maps, -maps, label) > 0  # over the positions it is one
