@@ -30,3 +30,6 @@ class WatchResources(Hook):
         now = time.perf_counter()
         self.file.write(json.dumps({'memory': memory, 'files': files, 'seconds': now - self.last}) + '\n')
         self.last = now
+
+    def after_train(self, runner):
+        self.file.close()
