@@ -10,7 +10,8 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmseg.registry import HOOKS
 
-from bdd_seg.distill.schedule import check_movable, check_span, interpolate
+from bdd_seg.distill.gradients import GradientBalance
+from bdd_seg.distill.schedule import Schedule, check_movable
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.models import unwrapped
 
@@ -33,14 +34,14 @@ class LossStateHook(Hook):
             for loss in _distill_losses(runner)
             if loss.state_dict()
         }
-        balance = getattr(unwrapped(runner.model), 'gradient_balance', None)
+        balance = _gradient_balance(runner)
         if balance is not None:
             checkpoint[_FACTORS] = dict(balance.factors)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if not runner._resume:  # mmengine's EMAHook tells resuming from loading by this, too
             return
-        balance = getattr(unwrapped(runner.model), 'gradient_balance', None)
+        balance = _gradient_balance(runner)
         if balance is not None:
             balance.resume(checkpoint.get(_FACTORS, {}))
         states = checkpoint.get(_KEY, {})
@@ -104,12 +105,18 @@ class LossScheduleHook(Hook):
                 f'LossScheduleHook: {self.setting} of {self.loss_name} has a schedule among the settings of '
                 'the loss, too; keep one of them'
             )
-        self._end = runner.max_iters if self.end is None else self.end
-        check_span(self.begin, self._end, 'LossScheduleHook', by_default=self.end is None)
+        moved = {self.setting: (self.start, self.stop)}
+        self._schedule = Schedule(moved, self.begin, self.end, key='LossScheduleHook')
+        self._schedule.values(runner.iter, runner.max_iters)  # which checks the span
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        value = interpolate(runner.iter, (self.begin, self._end), (self.start, self.stop))
-        setattr(self._loss, self.setting, value)
+        for name, value in self._schedule.values(runner.iter, runner.max_iters).items():
+            setattr(self._loss, name, value)
+
+
+def _gradient_balance(runner: Runner) -> GradientBalance | None:
+    """Return that of the run's ``SegDistiller``, None where there is none."""
+    return getattr(unwrapped(runner.model), 'gradient_balance', None)
 
 
 def _distill_losses(runner: Runner) -> Sequence[Any]:

@@ -1,6 +1,7 @@
 """Segmentors that learn from a teacher while they train, and are plain segmentors otherwise."""
 
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -145,6 +146,7 @@ class SegDistiller(EncoderDecoder):
             testing does not need, or a network may compute with the values of tensors.
         """
         usual = (default_tap(self), None)
+        student, teacher = cache(partial(map_channels, self)), cache(self.teacher.channels)
         reasons = {}
         for loss, taps in zip(self.distill_losses, self._taps, strict=True):
             if not isinstance(loss, DistillLoss) or loss.student_channels is not None:
@@ -152,7 +154,7 @@ class SegDistiller(EncoderDecoder):
             # Class logits have as many channels as there are classes, the same number for both.
             if loss.channels == 'adapted' or (loss.channels == 'equal' and taps != usual):
                 try:
-                    loss.adapt(map_channels(self, taps[0]), self.teacher.channels(taps[1]))
+                    loss.adapt(student(taps[0]), teacher(taps[1]))
                 except Exception as error:  # of any kind: networks fail on meta tensors in all ways
                     if loss.channels == 'adapted':  # others may do without
                         reasons[loss.loss_name] = f'{type(error).__name__}: {error}'

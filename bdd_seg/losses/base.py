@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bdd_seg.losses.divergences import check_weights
 from bdd_seg.losses.pair import Pair, align
 
 
@@ -34,7 +35,7 @@ class DistillLoss(nn.Module, ABC):
     """
 
     channels: Literal['any', 'equal', 'adapted'] = 'equal'
-    """How the numbers of channels of the two maps may differ.
+    """Relation of the two maps' numbers of channels that the method takes.
 
     - ``'any'``: The method takes maps of different numbers.
     - ``'equal'``: It compares channel by channel. Where the numbers differ, a 1×1 convolution adapts the
@@ -55,8 +56,7 @@ class DistillLoss(nn.Module, ABC):
         teacher_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(loss_weight, int | float):
-            raise ValueError(f'loss_weight must be a number, got {loss_weight!r}')
+        check_weights(loss_weight=loss_weight)
         if not isinstance(loss_name, str) or 'loss' not in loss_name:
             raise ValueError(f"loss_name must be a name that contains 'loss', got {loss_name!r}")
         self.loss_weight = float(loss_weight)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bdd_seg.losses.balanced import BalancedLoss
 from bdd_seg.losses.divergences import MASKED, check_weights
-from bdd_seg.losses.fused import balance_divergence
+from bdd_seg.losses.fused import balance_divergence, by_temperature
 from bdd_seg.losses.pair import Pair
 
 
@@ -81,11 +81,8 @@ class DKDLoss(BalancedLoss):
 
     def _target_class(self, pair: Pair, target: Tensor, mask: Tensor) -> Tensor:
         """Return the divergence of (p_y, 1 − p_y), whose logits depend on the temperature."""
-        tau, tau_reverse = self.temperatures
-        terms = [(tau, self.forward_weight, 0.0), (tau_reverse, 0.0, self.reverse_weight)]
-        if tau == tau_reverse or not self.reverse_weight:
-            terms = [(tau, self.forward_weight, self.reverse_weight)]
         total = pair.student.new_zeros(())
+        terms = by_temperature(*self.temperatures, self.forward_weight, self.reverse_weight)
         for tau, forward_weight, reverse_weight in terms:
             student, teacher = (target_logits(logits, target, tau) for logits in (pair.student, pair.teacher))
             total = total + balance_divergence(

@@ -80,15 +80,22 @@ def balance_divergence(
     """
     check_settings(domain, tau_forward, tau_reverse, forward_weight, reverse_weight)
     check_tensors(student_logits, teacher_logits, mask)
-    settings = [(tau_forward, forward_weight, 0.0), (tau_reverse, 0.0, reverse_weight)]
-    if tau_forward == tau_reverse:
-        settings = [(tau_forward, forward_weight, reverse_weight)]
-    settings = [one for one in settings if any(one[1:])] or settings[:1]
+    settings = by_temperature(tau_forward, tau_reverse, forward_weight, reverse_weight)
     terms = [
         partial(_balance, tau=tau, forward_weight=forward, reverse_weight=reverse)
         for tau, forward, reverse in settings
     ]
     return _mean_divergence(student_logits, teacher_logits, mask, domain, terms)
+
+
+def by_temperature(
+    tau_forward: float, tau_reverse: float, forward_weight: float, reverse_weight: float
+) -> list[tuple[float, float, float]]:
+    """Return (temperature, forward weight, reverse weight) of each term that needs softmaxes of its own."""
+    settings = [(tau_forward, forward_weight, 0.0), (tau_reverse, 0.0, reverse_weight)]
+    if tau_forward == tau_reverse:
+        settings = [(tau_forward, forward_weight, reverse_weight)]
+    return [one for one in settings if any(one[1:])] or settings[:1]
 
 
 def alpha_beta_divergence(

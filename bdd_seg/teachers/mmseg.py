@@ -254,12 +254,8 @@ def _build(config: dict[str, Any]) -> BaseSegmentor:
 def _build_on_meta(config: dict[str, Any]) -> BaseSegmentor | None:
     """Build a network on torch's meta device, or return None if building it computes with tensors."""
     try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.device('meta'),
-            DefaultScope.overwrite_default_scope('mmseg'),
-        ):
-            return MODELS.build(copy.deepcopy(config))
+        with torch.device('meta'):
+            return _build(config)
     except Exception:  # of any kind; build() tells what is wrong where something is
         return None
 

@@ -152,7 +152,7 @@ def test_values(wrapped, begin, end, expected):
         ({'setting': 'beta'}, "loss_bdd: BDDLoss has no number 'beta'; it has loss_weight, .*reverse_weight"),
         ({'setting': 'domain'}, "loss_bdd: BDDLoss has no number 'domain'"),
         ({'setting': 'mask_ignored'}, "loss_bdd: BDDLoss has no number 'mask_ignored'"),
-        ({'loss_name': 'loss_feature'}, 'loss_feature: FeatureLoss has no number .* it has loss_weight\.'),
+        ({'loss_name': 'loss_feature'}, r'loss_feature: FeatureLoss has no number .* it has loss_weight\.'),
         ({'begin': 9}, r'begin=9 must come before end=8 \(the iterations of the training\)$'),
         ({'begin': 2, 'end': 2}, 'begin=2 must come before end=2$'),
     ],

@@ -166,3 +166,19 @@ def balanced(teacher: Vector, student: Vector, loss: DistillLoss) -> float:
     forward = kl(softmax(teacher, tau), softmax(student, tau))
     reverse = kl(softmax(student, tau_reverse), softmax(teacher, tau_reverse))
     return loss.forward_weight * forward + loss.reverse_weight * reverse
+
+
+def windows(features: Tensor, case: Case, n: int, size: tuple[int, int]) -> list[list[Vector]]:
+    """The vectors of each window of an image that count, of those windows that have any, row by row."""
+    height, width = features.shape[2:]
+    found = []
+    for top in range(0, height, size[0]):
+        for left in range(0, width, size[1]):
+            window = [
+                vector(features, n, y, x)
+                for y, x in case.positions(n)
+                if top <= y < top + size[0] and left <= x < left + size[1]
+            ]
+            if window:
+                found.append(window)
+    return found

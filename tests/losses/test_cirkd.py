@@ -16,7 +16,7 @@ from feature_cases import (
     mean,
     mean_vector,
     normalised,
-    vector,
+    windows,
 )
 from mmseg.registry import MODELS
 from torch import Tensor
@@ -28,18 +28,7 @@ BALANCED = {'tau': 0.4, 'forward_weight': 0.7, 'reverse_weight': 1.3, 'tau_rever
 
 def pooled(features: Tensor, case: Case, n: int, size: int) -> list[Vector]:
     """The normalised means of an image's windows, of those with a position that counts."""
-    height, width = features.shape[2:]
-    found = []
-    for top in range(0, height, size):
-        for left in range(0, width, size):
-            window = [
-                vector(features, n, y, x)
-                for y, x in case.positions(n)
-                if top <= y < top + size and left <= x < left + size
-            ]
-            if window:
-                found.append(normalised(mean_vector(window)))
-    return found
+    return [normalised(mean_vector(window)) for window in windows(features, case, n, (size, size))]
 
 
 def reference(case: Case, loss: CIRKDLoss) -> float:

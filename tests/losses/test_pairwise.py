@@ -13,7 +13,7 @@ from feature_cases import (
     dot,
     make_case,
     normalised,
-    vector,
+    windows,
 )
 from mmseg.registry import MODELS
 from torch import Tensor
@@ -27,18 +27,11 @@ MODES = ['paper', 'code']
 def pooled(features: Tensor, case: Case, n: int, mode: str) -> list[Vector]:
     """The normalised maxima of an image's windows, of those with a position that counts."""
     height, width = features.shape[2:]
-    rows, columns = (2, 2) if mode == 'code' else (math.ceil(height / 2), math.ceil(width / 2))
-    found = []
-    for top in range(0, height, rows):
-        for left in range(0, width, columns):
-            window = [
-                vector(features, n, y, x)
-                for y, x in case.positions(n)
-                if top <= y < top + rows and left <= x < left + columns
-            ]
-            if window:
-                found.append(normalised([max(column) for column in zip(*window, strict=True)]))
-    return found
+    size = (2, 2) if mode == 'code' else (math.ceil(height / 2), math.ceil(width / 2))
+    return [
+        normalised([max(column) for column in zip(*window, strict=True)])
+        for window in windows(features, case, n, size)
+    ]
 
 
 def reference(case: Case, mode: str) -> float:
