@@ -6,7 +6,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.base import DistillLoss
-from bdd_seg.losses.divergences import check_classes, check_domain, check_exponents, check_temperature
+from bdd_seg.losses.divergences import check_domain, check_exponents, check_temperature
 from bdd_seg.losses.fused import alpha_beta_divergence
 from bdd_seg.losses.pair import Pair
 
@@ -50,11 +50,11 @@ class AlphaBetaLoss(DistillLoss):
         self.beta = float(beta)
         self.tau = check_temperature('tau', tau)
         self.domain = domain
+        self.over_classes = domain == 'pixel'
         self.standardize = standardize
 
     def compare(self, pair: Pair) -> Tensor:
         """Return the mean divergence over the distributions of logits (N, C, H, W)."""
-        check_classes(pair.student, self.domain)
         if self.standardize:
             pair = pair.standardized(self.domain)
         return alpha_beta_divergence(

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from bdd_seg.losses.base import DistillLoss
-from bdd_seg.losses.divergences import check_classes, check_temperature, check_weights
+from bdd_seg.losses.divergences import check_temperature, check_weights
 from bdd_seg.losses.fused import balance_divergence
 
 
@@ -44,12 +44,7 @@ class BalancedLoss(DistillLoss):
         return self.tau, self.tau if self.tau_reverse is None else self.tau_reverse
 
     def divergence(self, student: Tensor, teacher: Tensor, domain: str, mask: Tensor | None) -> Tensor:
-        """Return α·FKL(τ) + β·RKL(τ_r). Arguments as for :func:`~bdd_seg.losses.balance_divergence`.
-
-        Raises:
-            ValueError: The domain is ``'pixel'``, and the logits have one channel.
-        """
-        check_classes(student, domain)
+        """Return α·FKL(τ) + β·RKL(τ_r). Arguments as for :func:`~bdd_seg.losses.balance_divergence`."""
         tau, tau_reverse = self.temperatures
         return balance_divergence(
             student,

@@ -43,6 +43,12 @@ class DistillLoss(nn.Module, ABC):
     - ``'adapted'``: It has layers of its own from one number to the other, which it applies itself.
     """
 
+    over_classes = False
+    """True if the method compares distributions over the channels, as class logits are.
+
+    The one channel z of a binary head with a sigmoid then stands for two classes, with the logits 0 and z.
+    """
+
     needs_labels = False
     """True if the method compares class by class: then positions without a label never count."""
 
@@ -110,7 +116,8 @@ class DistillLoss(nn.Module, ABC):
         if self.mask_ignored or self.needs_labels:
             pair = pair.without(self.ignore_index)
         with torch.autocast(pair.student.device.type, enabled=False):
-            return self.loss_weight * self.compare(self._adapted(pair))
+            pair = self._adapted(pair)
+            return self.loss_weight * self.compare(pair.of_two_classes() if self.over_classes else pair)
 
     def _adapted(self, pair: Pair) -> Pair:
         """Return the pair with equal channels, if the method compares them one by one."""

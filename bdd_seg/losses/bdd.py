@@ -63,6 +63,7 @@ class BDDLoss(BalancedLoss):
             **shared,
         )
         self.domain = domain
+        self.over_classes = domain == 'pixel'
         self.standardize = standardize
 
     @property

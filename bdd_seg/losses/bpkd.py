@@ -50,6 +50,7 @@ class BPKDLoss(BalancedLoss):
         ValueError: A temperature or radius that is not positive, or a weight that is no number.
     """
 
+    over_classes = True
     needs_labels = True
 
     def __init__(

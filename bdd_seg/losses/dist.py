@@ -6,7 +6,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from bdd_seg.losses.base import DistillLoss
-from bdd_seg.losses.divergences import check_classes, check_temperature, check_weights
+from bdd_seg.losses.divergences import check_temperature, check_weights
 from bdd_seg.losses.pair import Pair, unit
 
 
@@ -48,6 +48,8 @@ class DISTLoss(DistillLoss):
         ValueError: A temperature that is not positive, a weight that is no number, or an unknown mode.
     """
 
+    over_classes = True
+
     def __init__(
         self,
         beta: float = 1.0,
@@ -73,10 +75,9 @@ class DISTLoss(DistillLoss):
         """Return the weighted sum of both relations' distances; 0 where no position counts.
 
         Raises:
-            ValueError: The logits are of one class, or a schedule has led τ to 0.
+            ValueError: A schedule has led τ to 0.
         """
         check_temperature('tau', self.tau)
-        check_classes(pair.student, 'pixel')
         if self.standardize:
             pair = pair.standardized('pixel')
         pair = pair.zeroed()

@@ -122,19 +122,6 @@ def check_domain(domain: str) -> None:
         raise ValueError(f'domain must be one of {sorted(DOMAINS)}, got {domain!r}')
 
 
-def check_classes(logits: Tensor, domain: str) -> None:
-    """Check that distributions over the classes have more than one.
-
-    Raises:
-        ValueError: The domain is ``'pixel'``, and there is one channel, as of a binary head with a sigmoid.
-    """
-    if domain == 'pixel' and logits.shape[1] == 1:
-        raise ValueError(
-            'one channel is no distribution over classes, and the loss would always be 0. Use '
-            "domain='channel' (BDDLoss, CWDLoss), or heads with two classes"
-        )
-
-
 def check_temperature(name: str, tau: float) -> float:
     """Return a temperature.
 

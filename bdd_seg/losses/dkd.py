@@ -51,6 +51,7 @@ class DKDLoss(BalancedLoss):
         ValueError: A temperature that is not positive, or a weight that is no number.
     """
 
+    over_classes = True
     needs_labels = True
 
     def __init__(

@@ -46,6 +46,14 @@ class Pair:
         assert self.label is not None and self.mask is not None
         return self.label, self.mask
 
+    def of_two_classes(self) -> 'Pair':
+        """Return the pair in which a map of one channel z has the logits (0, z): a softmax as its sigmoid."""
+        maps = (
+            torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+            for logits in (self.student, self.teacher)
+        )
+        return replace(self, student=next(maps), teacher=next(maps))
+
     def zeroed(self) -> 'Pair':
         """Return the pair in which both maps are 0 where a position does not count."""
         if self.mask is None:

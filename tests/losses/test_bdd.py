@@ -120,8 +120,20 @@ def test_wrong_settings():
         {'type': 'AlphaBetaLoss'},
     ],
 )
-def test_one_channel_is_no_distribution_over_classes(settings):
-    maps, label = torch.randn(2, 1, 4, 5), torch.zeros(2, 4, 5, dtype=torch.long)
-    with pytest.raises(ValueError, match='one channel is no distribution over classes'):
-        MODELS.build(settings)(maps, -maps, label)
-    assert MODELS.build({'type': 'BDDLoss'})(maps, -maps, label) > 0  # over the positions it is one
+def test_one_channel_is_a_distribution_over_two_classes(settings):
+    """A binary head with a sigmoid: p = (1 − sigmoid(z), sigmoid(z)), as from a softmax of (0, z)."""
+    maps, label = torch.randn(2, 1, 4, 5, dtype=torch.float64), torch.randint(0, 2, (2, 4, 5))
+    student, teacher = maps.clone().requires_grad_(), maps.flip(0) * 2
+    value = MODELS.build(settings)(student, teacher, label)
+    twice = [torch.cat([torch.zeros_like(z), z], 1) for z in (maps, teacher)]
+    torch.testing.assert_close(value, MODELS.build(settings)(*twice, label))
+    value.backward()
+    assert value > 0.01 and student.grad.abs().max() > 0
+    assert MODELS.build({'type': 'BDDLoss'})(maps, -maps, label) > 0  # over the positions it is one channel
+
+
+def test_binary_kd_is_the_divergence_of_two_sigmoids():
+    student, teacher = torch.randn(2, 3, 1, 4, 5, dtype=torch.float64)
+    p, q = teacher.sigmoid(), student.sigmoid()
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    torch.testing.assert_close(MODELS.build({'type': 'KDLoss'})(student, teacher), expected)
