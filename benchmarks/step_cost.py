@@ -56,7 +56,6 @@ from bdd_seg.study.processes import command_line, run_command
 from bdd_seg.teachers.base import Answer
 from bdd_seg.teachers.cached.pipeline import read_teacher_cache
 from bdd_seg.teachers.mmseg import MMSegTeacher
-from bdd_seg.teachers.normalise import renormalise
 
 ROOT = Path(__file__).parent.parent
 HEADLINE = ROOT / 'configs/bdd/bdd_pspnet_r101-d8_pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
@@ -87,9 +86,7 @@ class PlainTeacher(MMSegTeacher):
         """
         self.model.to(inputs.device)
         with torch.no_grad(), Tap(self.model, self.taps) as outputs:
-            if self._student_preprocessor is not None:
-                inputs = renormalise(inputs, self._student_preprocessor, self.model.data_preprocessor)
-            self.model(inputs, mode='tensor')
+            self.model(self.prepare(inputs), mode='tensor')
         return Answer(outputs)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import MessageHub
+from mmengine.structures import PixelData
 from mmseg.models import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList
@@ -15,7 +16,7 @@ from bdd_seg.distill.channels import map_channels
 from bdd_seg.distill.gradients import GradientBalance
 from bdd_seg.distill.schedule import Schedule
 from bdd_seg.distill.settings import build, check_losses, checked_losses, checked_teacher
-from bdd_seg.distill.taps import Tap, check_taps, default_tap
+from bdd_seg.distill.taps import LOGITS, Tap, check_map, default_tap, find_taps
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses.base import DistillLoss
 from bdd_seg.losses.pair import Pair, align, resize_nearest
@@ -31,10 +32,12 @@ class SegDistiller(EncoderDecoder):
 
     Args:
         teacher: Settings of a :class:`~bdd_seg.teachers.Teacher`. Without a ``type`` those of an
-            :class:`~bdd_seg.teachers.MMSegTeacher`: ``config`` and ``checkpoint``.
+            :class:`~bdd_seg.teachers.MMSegTeacher`: ``config`` and ``checkpoint``. A list of several makes an
+            :class:`~bdd_seg.teachers.EnsembleTeacher`.
         distill_losses: Settings of a loss each, with three optional keys beside its own arguments.
-            ``student_tap`` and ``teacher_tap`` are the dotted names of the modules whose outputs are
-            compared, by default the logits of the (last) decode head, ``decode_head.conv_seg``.
+            ``student_tap`` and ``teacher_tap`` say which maps are compared, by default the final class
+            logits of each network. Else the dotted name of a module, or a function that finds the map: see
+            :class:`~bdd_seg.distill.taps.Tap`.
             ``schedule`` moves its numbers while training, see :class:`~bdd_seg.distill.schedule.Schedule`.
             A loss is a :class:`~bdd_seg.losses.DistillLoss`, or any module with a ``loss_name`` that is
             called as ``loss(student_map, teacher_map, seg_label=labels, align_corners=flag)``, with a cached
@@ -65,8 +68,10 @@ class SegDistiller(EncoderDecoder):
         if 'num_stages' in segmentor and not isinstance(self, CascadeEncoderDecoder):
             raise ConfigError('the student is a cascade: distil it with type="CascadeSegDistiller"')
         super().__init__(*args, **segmentor)
+        taps = [(loss.pop('student_tap', None), loss.pop('teacher_tap', None)) for loss in losses]
+        self._logits_tap = default_tap(self) if any(tap is None for tap, _ in taps) else None
         self._taps: list[tuple[str, str | None]] = [
-            (loss.pop('student_tap', default_tap(self)), loss.pop('teacher_tap', None)) for loss in losses
+            (student_tap or self._logits_tap or LOGITS, teacher_tap) for student_tap, teacher_tap in taps
         ]
         schedules = [loss.pop('schedule', None) for loss in losses]
         self.teacher = build(teacher, 'model.teacher')
@@ -77,7 +82,7 @@ class SegDistiller(EncoderDecoder):
             check_losses(self.distill_losses, self.teacher)
             for loss, settings in zip(self.distill_losses, losses, strict=True):
                 if isinstance(loss, DistillLoss) and 'ignore_index' not in settings:
-                    loss.ignore_index = _last(self.decode_head).ignore_index
+                    loss.ignore_index = self._ignore_index
             self._cannot_adapt = self._adapt_losses()
         self.schedules = {
             loss.loss_name: Schedule.of(loss, schedule, f'model.distill_losses.{i}.schedule')
@@ -98,22 +103,30 @@ class SegDistiller(EncoderDecoder):
         """Return the student's own losses, untouched, and those against the teacher.
 
         Args:
-            inputs: (N, 3, H, W) normalised images.
-            data_samples: N samples with ``gt_sem_seg``.
+            inputs: (N, C, H, W) normalised images.
+            data_samples: N samples. To one without ``gt_sem_seg`` a label map of ignored pixels is added, so
+                that the student learns from the teacher alone there.
 
         Returns:
             ``distill.<loss_name>`` for each distillation loss, the diagnostic ``distill.teacher_acc``, which
             is the teacher's pixel accuracy on this batch in percent, and then mmseg's losses. The log has
             them in this order.
+
+        Raises:
+            ConfigError: A map of the student carries no gradient while it trains, or is no map of the images.
         """
         self._require_teacher()
         self.teacher.check_data()
         self._follow_schedules()
+        self._ignore_where_unlabelled(inputs, data_samples)
         # Before the student fills the memory with what its backward pass needs.
         answer = self.teacher(inputs, data_samples)
         with Tap(self, [student_tap for student_tap, _ in self._taps]) as student_maps:
             own_losses = super().loss(inputs, data_samples)
-        batch = _Batch(student_maps, answer, data_samples, self.align_corners)
+        self._check_maps(student_maps, inputs)
+        batch = _Batch(
+            student_maps, answer, data_samples, self.align_corners, self.teacher, self._ignore_index
+        )
         losses = {
             f'distill.{loss.loss_name}': batch.compare(loss, student_tap, teacher_tap)
             for loss, student_tap, teacher_tap in self.comparisons
@@ -122,12 +135,9 @@ class SegDistiller(EncoderDecoder):
             losses = self._balanced(self.gradient_balance, own_losses, losses)
         for name, schedule in self.schedules.items():
             losses[f'distill.{name}'] = losses[f'distill.{name}'] * schedule.warmup_factor(self._iteration)
-        logits_tap = self.teacher.logits_tap
-        if self.out_channels > 1 and logits_tap in answer.maps:
-            logits, ignore_index = answer.maps[logits_tap], _last(self.decode_head).ignore_index
-            losses['distill.teacher_acc'] = self.teacher.accuracy(
-                logits, batch.label_at(logits), ignore_index
-            )
+        if self.out_channels > 1 and self.teacher.logits_tap in answer.maps:
+            logits, label = batch.teacher_logits_and_labels()
+            losses['distill.teacher_acc'] = self.teacher.accuracy(logits, label, self._ignore_index)
         return {**losses, **own_losses}
 
     @property
@@ -145,20 +155,41 @@ class SegDistiller(EncoderDecoder):
             ``loss_name`` → reason, where that cannot be found out. The teacher's files may be missing, which
             testing does not need, or a network may compute with the values of tensors.
         """
-        usual = (default_tap(self), None)
-        student, teacher = cache(partial(map_channels, self)), cache(self.teacher.channels)
+        student, teacher = cache(partial(map_channels, self)), cache(self.teacher.map_channels)
         reasons = {}
         for loss, taps in zip(self.distill_losses, self._taps, strict=True):
             if not isinstance(loss, DistillLoss) or loss.student_channels is not None:
                 continue
             # Class logits have as many channels as there are classes, the same number for both.
-            if loss.channels == 'adapted' or (loss.channels == 'equal' and taps != usual):
+            are_logits = taps == (self._logits_tap, None)
+            if loss.channels == 'adapted' or (loss.channels == 'equal' and not are_logits):
                 try:
                     loss.adapt(student(taps[0]), teacher(taps[1]))
                 except Exception as error:  # of any kind: networks fail on meta tensors in all ways
                     if loss.channels == 'adapted':  # others may do without
                         reasons[loss.loss_name] = f'{type(error).__name__}: {error}'
         return reasons
+
+    @property
+    def _ignore_index(self) -> int:
+        return _last(self.decode_head).ignore_index
+
+    def _ignore_where_unlabelled(self, inputs: Tensor, data_samples: SampleList) -> None:
+        for sample in data_samples:
+            if 'gt_sem_seg' not in sample:
+                label = inputs.new_full((1, *inputs.shape[2:]), self._ignore_index, dtype=torch.long)
+                sample.gt_sem_seg = PixelData(data=label)
+
+    def _check_maps(self, maps: dict[str, Tensor], inputs: Tensor) -> None:
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+        for tap, student_map in maps.items():
+            check_map(student_map, inputs, self, tap, 'student')
+            if trains and not student_map.requires_grad:
+                raise ConfigError(
+                    f'student: the output of tap {tap!r} carries no gradient, so that the student would not '
+                    'learn from the teacher. Is that part frozen (frozen_stages, requires_grad), detached, '
+                    'or checkpointed with use_reentrant=True? Tap a layer that trains'
+                )
 
     @property
     def _iteration(self) -> int:
@@ -184,7 +215,7 @@ class SegDistiller(EncoderDecoder):
 
     def _require_teacher(self) -> None:
         if not self.teacher.is_built:
-            check_taps(self, [student_tap for student_tap, _ in self._taps])
+            find_taps(self, [student_tap for student_tap, _ in self._taps])
             self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
             for name, reason in self._cannot_adapt.items():
                 raise ConfigError(
@@ -199,24 +230,39 @@ class CascadeSegDistiller(SegDistiller, CascadeEncoderDecoder):
 
 
 class _Batch:
-    """The maps of one batch; each is aligned, and the labels are resized, once for all losses."""
+    """The maps of one batch; each is aligned, and the labels are resized, once for all losses.
+
+    Where the teacher has other classes, class logits of both sides and their labels are those of the classes
+    that both know.
+    """
 
     def __init__(
-        self, student_maps: dict[str, Tensor], answer: Any, data_samples: SampleList, align_corners: bool
+        self,
+        student_maps: dict[str, Tensor],
+        answer: Any,
+        data_samples: SampleList,
+        align_corners: bool,
+        teacher: Any,
+        ignore_index: int,
     ) -> None:
         self.student_maps = student_maps
-        self.answer = answer
         self.align_corners = align_corners
+        self.logits_tap: str = teacher.logits_tap
+        self._class_map = teacher.class_map
+        self._ignore_index = ignore_index
+        self.teacher_maps = dict(answer.maps)
+        self.known: dict[str, Tensor] = answer.known
+        if self._class_map is not None and self.logits_tap in self.teacher_maps:
+            logits = self.teacher_maps[self.logits_tap]
+            self.teacher_maps[self.logits_tap] = self._class_map.teacher_logits(logits)
         self.seg_label = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
         self._labels: dict[tuple[int, ...], Tensor] = {}  # (H, W) → (N, H, W)
         self._pairs: dict[tuple[str, str], Pair] = {}  # names of both taps → pair
 
-    def label_at(self, output: Tensor) -> Tensor:
-        """Return the labels (N, H, W) at the size of a map (N, C, H, W)."""
-        size = tuple(output.shape[2:])
-        if size not in self._labels:
-            self._labels[size] = resize_nearest(self.seg_label, size)
-        return self._labels[size]
+    def teacher_logits_and_labels(self) -> tuple[Tensor, Tensor]:
+        """Return the teacher's class logits (N, C, h, w) and the labels (N, h, w) on their grid."""
+        logits = self.teacher_maps[self.logits_tap]
+        return logits, self._label(self.logits_tap, tuple(logits.shape[2:]))
 
     def compare(self, loss: nn.Module, student_tap: str, teacher_tap: str) -> Tensor:
         """Return the value of a loss, a scalar.
@@ -224,17 +270,19 @@ class _Batch:
         Raises:
             ConfigError: The loss refuses the maps with a ``ValueError``.
         """
-        student, teacher = self.student_maps[student_tap], self.answer.maps[teacher_tap]
-        known: Tensor | None = self.answer.known.get(teacher_tap)
-        label: Tensor | None = self.seg_label
+        known = self.known.get(teacher_tap)
+        label: Tensor | None
         try:
-            if isinstance(loss, DistillLoss):  # other modules get the maps as they are
+            if isinstance(loss, DistillLoss):
                 pair = self._aligned(student_tap, teacher_tap)
                 student, teacher, label, known = pair.student, pair.teacher, pair.label, pair.mask
+            else:  # other modules get the maps as they are
+                student, teacher = self._maps(student_tap, teacher_tap)
+                label = self._label(teacher_tap)
             mask = {} if known is None else {'mask': known}
             return loss(student, teacher, seg_label=label, align_corners=self.align_corners, **mask)
         except ValueError as error:
-            shapes = tuple(self.student_maps[student_tap].shape), tuple(self.answer.maps[teacher_tap].shape)
+            shapes = tuple(self.student_maps[student_tap].shape), tuple(self.teacher_maps[teacher_tap].shape)
             raise ConfigError(
                 f'{loss.loss_name}: student {student_tap!r} {shapes[0]} against '
                 f'teacher {teacher_tap!r} {shapes[1]}: {error}'
@@ -243,10 +291,27 @@ class _Batch:
     def _aligned(self, student_tap: str, teacher_tap: str) -> Pair:
         taps = student_tap, teacher_tap
         if taps not in self._pairs:
-            student, teacher = self.student_maps[student_tap], self.answer.maps[teacher_tap]
-            known = self.answer.known.get(teacher_tap)
-            self._pairs[taps] = align(student, teacher, self.label_at(student), self.align_corners, known)
+            student, teacher = self._maps(*taps)
+            label = self._label(teacher_tap, tuple(student.shape[2:]))
+            known = self.known.get(teacher_tap)
+            self._pairs[taps] = align(student, teacher, label, self.align_corners, known)
         return self._pairs[taps]
+
+    def _maps(self, student_tap: str, teacher_tap: str) -> tuple[Tensor, Tensor]:
+        student, teacher = self.student_maps[student_tap], self.teacher_maps[teacher_tap]
+        if self._class_map is not None and teacher_tap == self.logits_tap:
+            student = self._class_map.student_logits(student)
+        return student, teacher
+
+    def _label(self, teacher_tap: str, size: tuple[int, ...] | None = None) -> Tensor:
+        """Return the labels at this size, (N, H, W), of the classes that the teacher's map has."""
+        size = tuple(self.seg_label.shape[1:]) if size is None else size
+        if size not in self._labels:
+            self._labels[size] = resize_nearest(self.seg_label, size)
+        label = self._labels[size]
+        if self._class_map is not None and teacher_tap == self.logits_tap:
+            label = self._class_map.labels(label, self._ignore_index)
+        return label
 
 
 class _Losses(nn.ModuleList):

@@ -7,6 +7,7 @@ from typing import Any
 from mmseg.registry import MODELS
 from torch import nn
 
+from bdd_seg.distill.taps import tap_name
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses import DistillLoss
 
@@ -14,11 +15,13 @@ DEFAULT_TEACHER = 'MMSegTeacher'
 
 
 def checked_teacher(settings: Any) -> dict[str, Any]:
-    """Return a copy of ``model.teacher`` with its type.
+    """Return a copy of ``model.teacher`` with its type; a list becomes an ensemble.
 
     Raises:
         ConfigError: It is missing or no dict, or a cache lacks its type.
     """
+    if isinstance(settings, list | tuple):
+        settings = {'type': 'EnsembleTeacher', 'teachers': [*settings]}
     if settings is None:
         raise ConfigError('the model has no teacher: give it teacher=dict(config=..., checkpoint=...)')
     settings = {'type': DEFAULT_TEACHER, **_checked_dict(settings, 'model.teacher')}
@@ -31,7 +34,7 @@ def checked_losses(settings: Any) -> list[dict[str, Any]]:
     """Return copies of ``model.distill_losses``.
 
     Raises:
-        ConfigError: It is empty or no list of dicts, or a tap is no name.
+        ConfigError: It is empty or no list of dicts, or a tap is neither a name nor a function.
     """
     key = 'model.distill_losses'
     if not isinstance(settings, list | tuple):
@@ -41,8 +44,8 @@ def checked_losses(settings: Any) -> list[dict[str, Any]]:
     losses = [_checked_dict(loss, f'{key}.{i}') for i, loss in enumerate(settings)]
     for i, loss in enumerate(losses):
         for tap in ('student_tap', 'teacher_tap'):
-            if not isinstance(loss.get(tap, ''), str | None):
-                raise ConfigError(f'{key}.{i}.{tap} must be the dotted name of a module, got {loss[tap]!r}')
+            if loss.get(tap) is not None:
+                loss[tap] = tap_name(loss[tap], f'{key}.{i}.{tap}')
     return losses
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bdd_seg.errors import ConfigError
+from bdd_seg.teachers.class_map import draft
 
 
 def check_class_names(own: tuple[str, ...], expected: tuple[str, ...], teacher: str) -> None:
@@ -22,7 +23,8 @@ def check_class_names(own: tuple[str, ...], expected: tuple[str, ...], teacher: 
     raise ConfigError(
         f'the teacher ({teacher}) was trained for other classes than the data set has: {len(own)} against '
         f'{len(expected)}, first differences {"; ".join(differing[:3])}. '
-        'If they only have other names, set teacher.check_class_names=False'
+        'If they only have other names, set teacher.check_class_names=False. Else say which stands for '
+        f'which: teacher.class_map={draft(own, expected)}'
     )
 
 
@@ -35,7 +37,8 @@ def check_number_of_classes(own: int, student: int, teacher: str) -> None:
     if own != student:
         raise ConfigError(
             f'the teacher ({teacher}) predicts {own} classes, the student {student}. Teacher '
-            'and student must be trained for the same classes'
+            'and student must be trained for the same classes, or give teacher.class_map: name of a '
+            "teacher's class → name of the student's"
         )
 
 

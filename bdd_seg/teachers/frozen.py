@@ -10,8 +10,9 @@ import torch
 from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from bdd_seg.distill.taps import Tap, check_taps
+from bdd_seg.distill.taps import LOGITS, Tap, find_taps
 
 PRECISIONS = {None: None, 'bf16': torch.bfloat16}
 """Values of ``precision`` → dtype of autocast and weights."""
@@ -30,7 +31,8 @@ class FrozenModule:
 
     Args:
         model: The network.
-        taps: Dotted names of the modules whose outputs are wanted.
+        taps: The maps that are wanted, as for :class:`~bdd_seg.distill.taps.Tap`. ``'logits'`` is what
+            ``forward`` returns, if that is a tensor.
         forward: Called as ``forward(model, inputs)`` to run it.
         precision: None for that of the autocast around the call, if any. ``'bf16'`` for bfloat16 autocast
             with weights kept in bfloat16, which changes the answers slightly.
@@ -53,7 +55,8 @@ class FrozenModule:
         self.taps = sorted(taps)
         self.precision = precision
         self.compile = compile
-        check_taps(model, self.taps)
+        self._inner_taps = [tap for tap in self.taps if tap != LOGITS]
+        find_taps(model, self._inner_taps)
         self._forward = forward
         self._run: Callable[[Tensor], dict[str, Tensor]] = self._tapped
         self._is_ready = False
@@ -98,7 +101,7 @@ class FrozenModule:
                         module.to(PRECISIONS[self.precision])
             self._run = torch.compile(self._tapped) if self.compile else self._tapped
             self._is_ready = True
-        weight = next(self.model.parameters())
+        weight = next(self.model.parameters(), inputs)
         if weight.device != inputs.device:
             self.model.to(inputs.device)
         if self.precision is None and weight.dtype != inputs.dtype:
@@ -110,6 +113,8 @@ class FrozenModule:
         mmcv folds a BatchNorm into the convolution that its module names before it, which is not in every
         network the one that runs before it. And a tap may want what lies between the two.
         """
+        if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+            return model
         original = self._try(model, image)
         try:
             folded = fuse_conv_bn(copy.deepcopy(model))
@@ -130,11 +135,9 @@ class FrozenModule:
             torch.random.fork_rng(devices=[]),
             torch.no_grad(),  # where a tap sees that an output is changed in place
             torch.autocast(image.device.type, enabled=False),
-            Tap(model, self.taps) as outputs,
         ):
             torch.default_generator.manual_seed(0)
-            self._forward(model, image.float())
-        return outputs
+            return self._maps(model, image.float())
 
     def _answer(self, inputs: Tensor) -> dict[str, Tensor]:
         try:
@@ -152,9 +155,12 @@ class FrozenModule:
             return self._run(inputs)
 
     def _tapped(self, inputs: Tensor) -> dict[str, Tensor]:
-        with Tap(self.model, self.taps) as outputs:
-            self._forward(self.model, inputs)
-        return outputs
+        return self._maps(self.model, inputs)
+
+    def _maps(self, model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+        with Tap(model, self._inner_taps) as outputs:
+            logits = self._forward(model, inputs)
+        return {**outputs, LOGITS: logits} if LOGITS in self.taps else outputs
 
 
 def _relative_error(changed: Tensor, original: Tensor) -> float:

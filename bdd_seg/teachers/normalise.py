@@ -1,40 +1,67 @@
 """Images normalised for the student, normalised anew for the teacher."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 
-def renormalise(inputs: Tensor, source: nn.Module, target: nn.Module) -> Tensor:
-    """Turn images normalised by one data preprocessor into images normalised by another.
+@dataclass(frozen=True)
+class Normalisation:
+    """The input that a network was trained with: ``(x − mean) / std`` of images with values 0 to 255.
+
+    Attributes:
+        mean: One number per channel, or one for all of them.
+        std: The same.
+        swapped: Whether the three channels as they were loaded, blue first, change places beforehand, so that
+            the network sees red first.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    swapped: bool = False
+
+    @classmethod
+    def of(cls, preprocessor: nn.Module) -> 'Normalisation':
+        """Return that of an mmseg ``SegDataPreProcessor``."""
+        mean, std = (
+            tuple(statistic.flatten().tolist()) if isinstance(statistic, Tensor) else (default,)
+            for statistic, default in (
+                (getattr(preprocessor, 'mean', None), 0.0),
+                (getattr(preprocessor, 'std', None), 1.0),
+            )
+        )
+        return cls(mean, std, bool(getattr(preprocessor, '_channel_conversion', False)))
+
+
+def renormalise(
+    inputs: Tensor, source: Normalisation, target: Normalisation, channels: Sequence[int] | None = None
+) -> Tensor:
+    """Turn images normalised in one way into images normalised in another.
 
     Args:
         inputs: (N, C, H, W), normalised by ``source``.
-        source: An mmseg ``SegDataPreProcessor``: ``(x[bgr or rgb] - mean) / std``.
-        target: The same, with other statistics or another channel order.
+        source: That of the student.
+        target: That of the teacher.
+        channels: Which of the C channels to take, in the order in which the teacher expects them; all of them
+            by default, whose order then follows ``swapped`` of both.
 
     Returns:
-        (N, C, H, W), normalised by ``target``.
+        (N, C, H, W), or as many channels as were taken, normalised by ``target``.
     """
-    mean, std, swapped = _input_settings(source)
-    target_mean, target_std, target_swapped = _input_settings(target)
-    raw = inputs * std.to(inputs) + mean.to(inputs)
-    if swapped != target_swapped:
-        raw = raw.flip(1)
-    return (raw - target_mean.to(inputs)) / target_std.to(inputs)
+    if source == target and channels is None:
+        return inputs
+    images = inputs * _per_channel(source.std, inputs) + _per_channel(source.mean, inputs)
+    if channels is not None:
+        images = images[:, list(channels)]
+    elif source.swapped != target.swapped:
+        images = images.flip(1)
+    return (images - _per_channel(target.mean, inputs)) / _per_channel(target.std, inputs)
 
 
-def same_input(source: nn.Module, target: nn.Module) -> bool:
-    """Return whether two data preprocessors normalise images alike."""
-    mean, std, swapped = _input_settings(source)
-    target_mean, target_std, target_swapped = _input_settings(target)
-    return swapped == target_swapped and all(
-        a.shape == b.shape and torch.equal(a.cpu(), b.cpu())
-        for a, b in ((mean, target_mean), (std, target_std))
-    )
-
-
-def _input_settings(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool]:
-    """Return mean and standard deviation (C, 1, 1) in 0..255, and whether the loaded channels are swapped."""
-    mean = getattr(preprocessor, 'mean', torch.zeros(1))
-    std = getattr(preprocessor, 'std', torch.ones(1))
-    return mean, std, getattr(preprocessor, '_channel_conversion', False)
+def _per_channel(values: Sequence[float], like: Tensor) -> Any:
+    if len(values) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]

@@ -19,10 +19,13 @@ def pixel_accuracy(logits: Tensor, seg_label: Tensor, ignore_index: int) -> tupl
         ignore_index: The label that does not count.
 
     Returns:
-        The accuracy in percent, shape (1,), and a flat tensor of labels.
+        The accuracy in percent, shape (1,), NaN where no label counts; and a flat tensor of labels.
     """
     label = resize_nearest(seg_label, tuple(logits.shape[2:])).long()
-    return accuracy(logits, label, ignore_index=ignore_index), label[label != ignore_index]
+    counted = label[label != ignore_index]
+    if counted.numel() == 0:  # mmseg's says 100
+        return logits.new_full((1,), torch.nan), counted
+    return accuracy(logits, label, ignore_index=ignore_index), counted
 
 
 class GuessWatch:
@@ -45,7 +48,7 @@ class GuessWatch:
             num_classes: How many classes the teacher predicts.
             teacher: A few words for the warning that say which teacher it is.
         """
-        if self._done:
+        if self._done or labels.numel() == 0:
             return
         self._accuracies.append(accuracy)
         self._histograms.append(torch.bincount(labels, minlength=num_classes))

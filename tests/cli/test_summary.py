@@ -31,7 +31,7 @@ def test_a_start_prints_what_runs_and_nothing_else(tiny_configs, scenes, tmp_pat
     teacher = build(tiny_configs['teacher'], auxiliary_head=None)
     assert told == {
         'student': f'EncoderDecoder of ResNetV1c and PSPHead, {millions(build(tiny_configs["student"]))}',
-        'teacher': f"teacher.py, {millions(teacher)}, {tiny_configs['checkpoint']}, the student's precision",
+        'teacher': f"teacher.py, {tiny_configs['checkpoint']}, {millions(teacher)}, the student's precision",
         'loss': '3 × BDDLoss (distill.loss_bdd) on decode_head.conv_seg of both',
         'data': f'CityscapesDataset in {scenes}, 8 images, batch size 2 × 1 process',
         'iterations': '1 to 2, seed 0',

@@ -18,7 +18,7 @@ from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.teachers.frozen import FrozenModule
 from bdd_seg.teachers.mmseg import MMSegTeacher
-from bdd_seg.teachers.normalise import renormalise
+from bdd_seg.teachers.normalise import Normalisation, renormalise
 
 LOGITS = 'decode_head.conv_seg'
 
@@ -243,9 +243,8 @@ def test_renormalise_gives_what_the_teachers_preprocessor_would(source, target):
     images = torch.randint(0, 256, (2, 3, 5, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     source_module, normalised = preprocess(images, **source)
     target_module, expected = preprocess(images, **target)
-    torch.testing.assert_close(
-        renormalise(normalised, source_module, target_module), expected, atol=1e-4, rtol=1e-5
-    )
+    found = renormalise(normalised, Normalisation.of(source_module), Normalisation.of(target_module))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_a_teacher_with_its_own_normalisation_gets_it(tiny_configs, student, batch, teacher):
@@ -254,7 +253,8 @@ def test_a_teacher_with_its_own_normalisation_gets_it(tiny_configs, student, bat
     other = MMSegTeacher(config.to_dict(), str(tiny_configs['checkpoint']))
     other.build(student, [None])
     inputs, _ = batch
-    as_it_was_trained = renormalise(inputs, student.data_preprocessor, other.model.data_preprocessor)
+    ours, its = (Normalisation.of(one.data_preprocessor) for one in (student, other.model))
+    as_it_was_trained = renormalise(inputs, ours, its)
     assert torch.equal(other(inputs).maps[LOGITS], teacher(as_it_was_trained).maps[LOGITS])
     assert not torch.allclose(other(inputs).maps[LOGITS], teacher(inputs).maps[LOGITS])
 

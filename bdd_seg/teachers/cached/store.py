@@ -30,10 +30,10 @@ class Manifest:
     """The contents of a cache and their origin.
 
     Attributes:
-        teacher: The teacher's fingerprint, as :meth:`MMSegTeacher.fingerprint` gives it.
-        num_classes: How many classes it predicts.
+        teacher: The teacher's fingerprint, as :meth:`NetworkTeacher.fingerprint` gives it.
+        num_classes: How many classes it predicts, None for a network without classes.
         class_names: Their names, where its checkpoint tells.
-        logits_tap: The tap that holds the logits.
+        logits_tap: The tap that holds the logits, empty if there are none.
         strides: Tap name → input pixels per output cell, (vertical, horizontal).
         align_corners: How its head relates output cells to input pixels.
         pipeline: The transforms that made its input of an image file.
@@ -43,7 +43,7 @@ class Manifest:
     """
 
     teacher: dict[str, Any]
-    num_classes: int
+    num_classes: int | None
     class_names: list[str] | None
     logits_tap: str
     strides: dict[str, list[int]]

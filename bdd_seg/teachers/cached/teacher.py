@@ -15,7 +15,7 @@ from bdd_seg.errors import ConfigError
 from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.cached.store import Manifest, TeacherCache
 from bdd_seg.teachers.classes import check_number_of_classes, number_of_classes
-from bdd_seg.teachers.mmseg import MMSegTeacher
+from bdd_seg.teachers.network import NetworkTeacher
 
 
 @MODELS.register_module()
@@ -30,17 +30,24 @@ class CachedTeacher(Teacher):
 
     Args:
         cache: The folder.
-        check_class_names: Whether the teacher's classes must be named as those of the student's data set.
-        **teacher: Arguments of an :class:`~bdd_seg.teachers.MMSegTeacher`, as they remain in a config that
-            inherits from one with a live teacher. The cache must then come from that very teacher.
+        check_class_names: As for :class:`~bdd_seg.teachers.Teacher`.
+        class_map: As for :class:`~bdd_seg.teachers.Teacher`.
+        **teacher: Arguments of the live teacher, as they remain in a config that inherits from one with it.
+            The cache must then come from that very teacher.
     """
 
     gives_masks = True
 
-    def __init__(self, cache: str, check_class_names: bool = True, **teacher: Any) -> None:
-        super().__init__(check_class_names)
+    def __init__(
+        self,
+        cache: str,
+        check_class_names: bool = True,
+        class_map: Mapping[str, str | None] | str | None = None,
+        **teacher: Any,
+    ) -> None:
+        super().__init__(check_class_names, class_map)
         self.cache = TeacherCache(cache)
-        self._expected = MMSegTeacher(**teacher) if teacher else None
+        self._live = teacher
         self.taps: list[str] = []
 
     @property
@@ -65,10 +72,10 @@ class CachedTeacher(Teacher):
         """
         manifest = self._complete_manifest()
         classes = number_of_classes(student)
-        if classes is not None:
+        if classes is not None and manifest.num_classes is not None and not self.maps_classes:
             check_number_of_classes(manifest.num_classes, classes, self.describe())
 
-    def channels(self, tap: str | None) -> int:
+    def map_channels(self, tap: str | None) -> int:
         """Return the number of channels, from the cache's first image.
 
         Raises:
@@ -86,7 +93,8 @@ class CachedTeacher(Teacher):
             ConfigError: There is no cache, it is not complete, lacks a tap, or comes from another teacher.
         """
         manifest = self._complete_manifest()
-        check_number_of_classes(manifest.num_classes, student.out_channels, self.describe())
+        if manifest.num_classes is not None and not self.maps_classes:
+            check_number_of_classes(manifest.num_classes, student.out_channels, self.describe())
         self._check_fingerprint(manifest.teacher)
         wanted = sorted(
             {tap or manifest.logits_tap for tap in taps} | {manifest.logits_tap} & {*manifest.strides}
@@ -100,7 +108,7 @@ class CachedTeacher(Teacher):
         """Answer with the cached outputs, resampled to the crops.
 
         Args:
-            inputs: (N, 3, H, W), for the size of the crops and the device.
+            inputs: (N, C, H, W), for the size of the crops and the device.
             data_samples: N samples of a :class:`~bdd_seg.teachers.cached.ReadTeacherCache` pipeline.
 
         Raises:
@@ -158,15 +166,27 @@ class CachedTeacher(Teacher):
 
     def _check_fingerprint(self, cached: dict[str, Any]) -> None:
         """Compare with the live teacher that the config names, as far as it is on this machine."""
-        if self._expected is None:
+        if not self._live:
             return
-        for key, expected in self._expected.fingerprint().items():
+        # Looked up here and not by build(), which imports what a dotted name in a foreign file says.
+        kind = MODELS.module_dict.get(cached.get('type', 'MMSegTeacher'))
+        try:
+            if kind is None or not issubclass(kind, NetworkTeacher):
+                raise TypeError
+            teacher = kind(**self._live)
+        except TypeError:
+            raise ConfigError(
+                f'{self.describe()} comes from another teacher than the config names: from a '
+                f'{cached.get("type", "MMSegTeacher")}, which has no arguments {", ".join(self._live)}. '
+                'Make a cache of this teacher'
+            ) from None
+        for key, expected in teacher.fingerprint().items():
             if key == 'checkpoint' and expected is None:
                 continue
             if cached.get(key) != expected:
                 raise ConfigError(
                     f'{self.describe()} comes from another teacher than the config names '
-                    f'({self._expected.describe()}, {self._expected.checkpoint}): its {key} is '
+                    f'({teacher.describe()}): its {key} is '
                     f'{_short(cached.get(key))}, not {_short(expected)}. Make a cache of this teacher'
                 )
 

@@ -22,7 +22,7 @@ from bdd_seg.runtime.guards.data import name_files, without_checks
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.runtime.upstream.configs import leaf_datasets
 from bdd_seg.teachers.cached.store import CachedOutputs, Manifest, TeacherCache
-from bdd_seg.teachers.mmseg import MMSegTeacher
+from bdd_seg.teachers.network import NetworkTeacher
 
 
 class Images(Dataset):
@@ -73,9 +73,10 @@ def build_model(cfg: Config, taps: Sequence[str]) -> SegDistiller:
     if live.get('type') == 'CachedTeacher':
         del live['type']
     model = MODELS.build({**cfg.model, 'teacher': live})
-    if not isinstance(model.teacher, MMSegTeacher):
+    if not isinstance(model.teacher, NetworkTeacher):
         raise ConfigError(
-            f'outputs of a {type(model.teacher).__name__} cannot be cached, only of an MMSegTeacher'
+            f'outputs of a {type(model.teacher).__name__} cannot be cached, only of a teacher that runs one '
+            'network. Cache each teacher of an ensemble'
         )
     wanted = [loss.get('teacher_tap') for loss in cfg.model.distill_losses]
     model.teacher.build(model, [*wanted, *taps])
@@ -85,18 +86,19 @@ def build_model(cfg: Config, taps: Sequence[str]) -> SegDistiller:
 def describe(model: SegDistiller, images: Images) -> Manifest:
     """Return the manifest of a cache that has no image yet."""
     teacher, side = model.teacher, 256
-    maps = teacher(torch.randn(1, 3, side, side, device=get_device())).maps
+    bands = images[0]['inputs'].shape[0]
+    maps = teacher(torch.randn(1, bands, side, side, device=get_device())).maps
     transforms = [
         *images.transforms,
         {'type': 'SegDataPreProcessor', 'test_cfg': model.data_preprocessor.test_cfg},
     ]
     return Manifest(
         teacher=teacher.fingerprint(),
-        num_classes=teacher.model.out_channels,
+        num_classes=teacher.facts.num_classes,
         class_names=None if teacher.class_names is None else list(teacher.class_names),
         logits_tap=teacher.logits_tap,
         strides={tap: [side // cells for cells in output.shape[2:]] for tap, output in maps.items()},
-        align_corners=teacher.model.align_corners,
+        align_corners=teacher.facts.align_corners,
         pipeline=json.loads(json.dumps(transforms, default=str)),
     )
 
