@@ -10,6 +10,7 @@ COMMANDS = {
     'train': 'train a segmentor, distilled or plain',
     'test': 'evaluate a checkpoint',
     'demo': 'draw street scenes, train a teacher, and distil a student',
+    'new': 'write the config of a pair: any teacher, any student',
     'cache': "keep a teacher's outputs, to train without it",
     'study': 'compare methods over several seeds',
     'scenes': 'draw a data set of street scenes',

@@ -22,7 +22,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_Options,
+        action=Options,
         help='override settings of the config: key=value, lists as key="[a,b]" or key=a,b, nested ones as '
         'key="[(a,b),(c,d)]"; the quotation marks are needed, and no white space is allowed in lists',
     )
@@ -38,7 +38,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _Options(DictAction):
+class Options(DictAction):
     """mmengine's ``DictAction``, with error messages, and with spaces in values that are no lists."""
 
     def __call__(

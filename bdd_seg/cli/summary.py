@@ -56,7 +56,7 @@ def summarize(runner: Runner, train: bool) -> list[str]:
 
 def _training(runner: Runner) -> list[tuple[str, str]]:
     model = unwrapped(runner.model)
-    facts = [('student', _network(model))]
+    facts = [('student', network_text(model))]
     if isinstance(model, SegDistiller):
         facts += [('teacher', model.teacher.summary()), *_losses(model)]
     loader = runner.train_dataloader
@@ -69,13 +69,13 @@ def _training(runner: Runner) -> list[tuple[str, str]]:
 
 def _testing(runner: Runner) -> list[tuple[str, str]]:
     return [
-        ('model', _network(unwrapped(runner.model))),
+        ('model', network_text(unwrapped(runner.model))),
         ('checkpoint', str(runner._load_from)),
         ('data', _data(runner.cfg.test_dataloader, runner.test_dataloader)),
     ]
 
 
-def _network(model: nn.Module) -> str:
+def network_text(model: nn.Module) -> str:
     """Return the classes of a segmentor's backbone and head, and its number of parameters."""
     names = []
     for part in ('backbone', 'decode_head'):
