@@ -78,13 +78,16 @@ class Teacher(ABC):
         """Return one line for the start of a training: origin, size, precision. Called once it is built."""
         return self.describe()
 
-    def check(self, student: Mapping[str, Any]) -> None:  # noqa: B027  a teacher may have nothing to check
+    def check(  # noqa: B027  a teacher may have nothing to check
+        self, student: Mapping[str, Any], classes: Sequence[str] = ()
+    ) -> None:
         """Check what settings and files tell about this teacher, before anything is built.
 
         Called when a training is prepared. :meth:`build` checks all of it. Does nothing by default.
 
         Args:
             student: The ``model`` settings of the student.
+            classes: The names of the classes of its data, empty where nothing tells.
 
         Raises:
             ConfigError: This teacher cannot teach that student.

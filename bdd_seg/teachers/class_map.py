@@ -169,10 +169,20 @@ class ClassMap:
         return text + (f'; unknown to it: {", ".join(self._unknown)}' if self._unknown else '')
 
 
-def draft(teacher: Sequence[str], student: Sequence[str]) -> str:
-    """Return the map to start from, as a config has it: equal names, and None for the others."""
+def draft(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str | None]:
+    """Return the map to start from: equal names, and None for the others."""
     theirs = {_plain(name): name for name in student}
-    return repr({name: theirs.get(_plain(name)) for name in teacher})
+    return {name: theirs.get(_plain(name)) for name in teacher}
+
+
+def fitting_map(teacher: Sequence[str], student: Sequence[str]) -> str | None:
+    """Return the name of the shipped map for these classes, None if there is none."""
+    own, theirs = {*map(_plain, teacher)}, {*map(_plain, student)}
+    for name, names in CLASS_MAPS.items():
+        targets = {_plain(target) for target in names.values() if target is not None}
+        if own >= {*map(_plain, names)} and theirs >= targets:
+            return name
+    return None
 
 
 def _plain(name: str) -> str:

@@ -45,7 +45,8 @@ class EnsembleTeacher(Teacher):
         if not isinstance(teachers, list | tuple) or len(teachers) < 2:
             raise ConfigError(f'teacher.teachers must be a list of two or more teachers, got {teachers!r}')
         self.teachers: list[Teacher] = [
-            build(checked_teacher(one), f'model.teacher.teachers.{i}') for i, one in enumerate(teachers)
+            build(self._settings(one, class_map), f'model.teacher.teachers.{i}')
+            for i, one in enumerate(teachers)
         ]
         weights = [1.0] * len(teachers) if weights is None else list(weights)
         if len(weights) != len(teachers) or not all(
@@ -70,14 +71,14 @@ class EnsembleTeacher(Teacher):
         """Return the summaries of the teachers."""
         return f'mean of {len(self.teachers)}: {"; ".join(teacher.summary() for teacher in self.teachers)}'
 
-    def check(self, student: Mapping[str, Any]) -> None:
+    def check(self, student: Mapping[str, Any], classes: Sequence[str] = ()) -> None:
         """Check each teacher.
 
         Raises:
             ConfigError: One cannot teach that student.
         """
         for teacher in self.teachers:
-            teacher.check(student)
+            teacher.check(student, classes)
 
     def map_channels(self, tap: str | None) -> int:
         """Return the number of channels of a tap's map.
@@ -137,6 +138,12 @@ class EnsembleTeacher(Teacher):
         if masks:
             known[LOGITS] = torch.stack(masks).all(0)
         return Answer(maps, known)
+
+    @staticmethod
+    def _settings(teacher: Any, class_map: Any) -> dict[str, Any]:
+        """Return a teacher's settings; the map of the ensemble is that of each, though applied to the mean."""
+        settings = checked_teacher(teacher)
+        return settings if class_map is None else {**settings, 'class_map': class_map}
 
     def _owner(self, tap: str | None) -> tuple[int, str | None]:
         """Return the number of the teacher whose map this is, and its own tap."""

@@ -18,6 +18,7 @@ from mmseg.registry import MODELS
 from bdd_seg.distill.channels import map_channels
 from bdd_seg.distill.taps import LOGITS, run_all_heads
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.data import class_names
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.runtime.upstream.checkpoints import (
     AUXILIARY,
@@ -58,8 +59,8 @@ class MMSegTeacher(NetworkTeacher):
         name = self.describe() if isinstance(self.config, dict) else Path(self.config).name
         return f'{name}, {self.checkpoint}'
 
-    def check(self, student: Mapping[str, Any]) -> None:
-        """Check config, number of classes, and weights, at the cost of reading names and shapes.
+    def check(self, student: Mapping[str, Any], classes: Sequence[str] = ()) -> None:
+        """Check config, classes, and weights, at the cost of reading names and shapes.
 
         A checkpoint that is still to be downloaded is not checked, nor are the weights of a network that
         cannot be built without computing.
@@ -72,6 +73,9 @@ class MMSegTeacher(NetworkTeacher):
         if str(self.checkpoint).startswith(('http://', 'https://')) and not find_checkpoint(self.checkpoint):
             return
         content = _load(self.checkpoint, self.describe(), 'meta')
+        if classes:
+            self.class_names = _class_names(content) or self._classes_of_data()
+            self.check_classes(classes)
         with warnings.catch_warnings():  # they come again where it is built
             warnings.simplefilter('ignore')
             model = _build_on_meta(config)
@@ -116,7 +120,7 @@ class MMSegTeacher(NetworkTeacher):
             logits_tap=logits_tap(model),
             num_classes=getattr(model, 'out_channels', None),
             normalisation=Normalisation.of(model.data_preprocessor),
-            class_names=_class_names(content),
+            class_names=_class_names(content) or self._classes_of_data(),
             input_size=fixed_input_size(model),
             bands=input_bands(model),
             align_corners=getattr(model, 'align_corners', False),
@@ -141,6 +145,12 @@ class MMSegTeacher(NetworkTeacher):
             },
             'config': hashlib.sha256(settings.encode()).hexdigest(),
         }
+
+    def _classes_of_data(self) -> tuple[str, ...] | None:
+        """Return the classes of the data that the config trains on, if it is a whole config."""
+        config = self.config if isinstance(self.config, dict) else load_config(self.config)
+        loader = config.get('train_dataloader') or config.get('test_dataloader')
+        return class_names(loader['dataset']) if loader else None
 
     def _check_number_of_classes(self, config: Mapping[str, Any], student: int | None) -> None:
         own = number_of_classes(config)

@@ -35,6 +35,8 @@ class Network:
         input_size: (H, W) if it takes images of this size only.
         bands: The number of channels of its images, None where nothing tells.
         align_corners: How its cells relate to pixels.
+        read: Called as ``read(model, images, name, output)`` to make a map (N, C, h, w) of what a tapped
+            module put out, such as tokens; None where modules put out maps.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Network:
     input_size: tuple[int, int] | None = None
     bands: int | None = None
     align_corners: bool = False
+    read: Callable[[nn.Module, Tensor, str, Any], Any] | None = None
 
 
 class NetworkTeacher(Teacher):
@@ -169,7 +172,9 @@ class NetworkTeacher(Teacher):
             wanted.add(self.logits_tap)
         self._source = Normalisation.of(student.data_preprocessor)
         self._facts = facts
-        self.network = FrozenModule(facts.model, wanted, facts.forward, self.precision, self.compile)
+        self.network = FrozenModule(
+            facts.model, wanted, facts.forward, self.precision, self.compile, facts.read
+        )
         if self.precision == 'bf16':
             bfloat16.warn_if_slow(
                 "model.teacher.precision='bf16'",
@@ -203,6 +208,11 @@ class NetworkTeacher(Teacher):
         if size is not None and tuple(images.shape[2:]) != size:
             images = F.interpolate(images, size, mode='bilinear', align_corners=False)
         return images
+
+    @property
+    def renormalises(self) -> bool:
+        """True if its images are normalised in another way than the student's, once it is built."""
+        return self._source != self.facts.normalisation
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells the answers of this teacher from those of another, as plain data."""

@@ -495,3 +495,45 @@ def test_a_cascade_student_needs_the_cascade_distiller(tiny_configs):
     config.model.type = 'SegDistiller'
     with pytest.raises(ConfigError, match='CascadeSegDistiller'):
         build(config)
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_a_student_map_without_gradient_is_refused_while_the_student_trains(tiny_configs, batch, frozen):
+    """Otherwise the loss is logged, and the student does not learn from the teacher."""
+    losses = [{'type': 'FeatureLoss', 'student_tap': 'backbone.layer1', 'teacher_tap': 'backbone.layer1'}]
+    cfg = Config.fromfile(tiny_configs['distilled'])
+    cfg.model.backbone.frozen_stages = 1 if frozen else -1
+    model = build(cfg, distill_losses=losses).train()
+    if not frozen:
+        assert model.loss(*batch)['distill.loss_feature'].requires_grad
+        return
+    with pytest.raises(ConfigError, match="output of tap 'backbone.layer1' carries no gradient"):
+        model.loss(*batch)
+    with torch.no_grad():  # nobody learns
+        assert model.loss(*batch)['distill.loss_feature'].isfinite()
+
+
+def test_a_student_of_which_all_is_frozen_may_be_compared(tiny_configs, batch):
+    model = build(Config.fromfile(tiny_configs['distilled'])).requires_grad_(False)
+    assert model.loss(*batch)['distill.loss_bdd'].isfinite()
+
+
+@pytest.mark.parametrize('unlabelled', [(1,), (0, 1)])
+def test_images_without_a_label_map_are_learnt_from_the_teacher(tiny_configs, batch, unlabelled):
+    """As if their every label were ignored: the teacher's part stays, the labels' is that of the others."""
+    inputs, samples = batch
+    torch.manual_seed(0)
+    expected = build(Config.fromfile(tiny_configs['distilled'])).eval()
+    model = copy.deepcopy(expected)
+    ignored, bare = copy.deepcopy(samples), copy.deepcopy(samples)
+    for i in unlabelled:
+        ignored[i].gt_sem_seg.data = torch.full_like(ignored[i].gt_sem_seg.data, 255)
+        del bare[i].gt_sem_seg
+    expected, found = expected.loss(inputs, ignored), model.loss(inputs, bare)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found if 'acc' not in key)
+    assert found['distill.teacher_acc'].isnan() == (len(unlabelled) == 2)
+    complete = model.loss(inputs, copy.deepcopy(samples))
+    assert torch.equal(found['distill.loss_bdd'], complete['distill.loss_bdd'])
+    if len(unlabelled) == 2:
+        assert found['decode.loss_ce'] == 0

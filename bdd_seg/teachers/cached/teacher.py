@@ -64,16 +64,19 @@ class CachedTeacher(Teacher):
         manifest = self.cache.manifest
         return f'{self.describe()}, {len(manifest.images)} images, {", ".join(self.taps)}'
 
-    def check(self, student: Mapping[str, Any]) -> None:
-        """Check that the cache is complete, and holds as many classes as the student has.
+    def check(self, student: Mapping[str, Any], classes: Sequence[str] = ()) -> None:
+        """Check that the cache is complete, and holds the classes that the student has.
 
         Raises:
             ConfigError: There is no cache, it is not complete, or has another number of classes.
         """
         manifest = self._complete_manifest()
-        classes = number_of_classes(student)
-        if classes is not None and manifest.num_classes is not None and not self.maps_classes:
-            check_number_of_classes(manifest.num_classes, classes, self.describe())
+        if classes:
+            self._take_class_names(manifest)
+            self.check_classes(classes)
+        number = number_of_classes(student)
+        if number is not None and manifest.num_classes is not None and not self.maps_classes:
+            check_number_of_classes(manifest.num_classes, number, self.describe())
 
     def map_channels(self, tap: str | None) -> int:
         """Return the number of channels, from the cache's first image.
@@ -102,7 +105,7 @@ class CachedTeacher(Teacher):
         self._check_taps(wanted)
         self.taps = wanted
         self.logits_tap = manifest.logits_tap
-        self.class_names = None if manifest.class_names is None else tuple(manifest.class_names)
+        self._take_class_names(manifest)
 
     def __call__(self, inputs: Tensor, data_samples: SampleList) -> Answer:
         """Answer with the cached outputs, resampled to the crops.
@@ -154,6 +157,9 @@ class CachedTeacher(Teacher):
         if not manifest.images:
             raise ConfigError(f'{self.describe()} is not complete; run tools/cache_teacher.py again')
         return manifest
+
+    def _take_class_names(self, manifest: Manifest) -> None:
+        self.class_names = None if manifest.class_names is None else tuple(manifest.class_names)
 
     def _check_taps(self, wanted: Iterable[str]) -> None:
         strides, wanted = self.cache.manifest.strides, sorted(wanted)

@@ -1,0 +1,97 @@
+"""Tell at the start of a training how good the teacher is on images of the validation set."""
+
+import time
+from typing import Any
+
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmseg.evaluation import IoUMetric
+from mmseg.models.utils import resize
+from mmseg.registry import HOOKS
+from torch import Tensor, nn
+
+from bdd_seg.teachers.metafile import published
+
+
+@HOOKS.register_module()
+class TeacherFirstLookHook(Hook):
+    """Logs the teacher's mIoU on a few validation images before the first iteration.
+
+    A wrong order of channels or classes, or a wrong normalisation, is then seen in the first minute. Beside
+    it stands the figure of mmseg's metafile, where the teacher's config is one of mmseg's. Nothing is logged
+    without labels, in a resumed training, for a cached teacher, or for a compiled one, which would compile
+    for another size of images.
+
+    Args:
+        images: How many images, spread evenly over the validation set.
+        seconds: No further image is begun after this time.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, images: int = 8, seconds: float = 10.0) -> None:
+        self.images = images
+        self.seconds = seconds
+
+    def before_train_epoch(self, runner: Runner) -> None:  # after the summary, which before_train logs
+        """Run the teacher and log one line."""
+        model = getattr(runner.model, 'module', runner.model)
+        teacher = getattr(model, 'teacher', None)
+        if teacher is None or runner.iter or runner.val_loop is None:
+            return
+        if teacher.gives_masks or getattr(teacher, 'compile', False):
+            return
+        teacher.check_data()
+        if not is_main_process() or not teacher.logits_tap:
+            return
+        dataset = runner.val_loop.dataloader.dataset
+        count = min(self.images, len(dataset))
+        begin, areas, seen = time.monotonic(), [], 0
+        for number in range(count):
+            try:
+                areas += _areas(model, dataset[number * len(dataset) // count])
+            except torch.OutOfMemoryError:  # a whole image, where training has crops
+                break
+            seen += 1
+            if time.monotonic() > begin + self.seconds:
+                break
+        if areas:
+            intersection, union = torch.stack(areas).sum(0)
+            miou = 100 * (intersection / union)[union > 0].mean().item()
+            runner.logger.info(
+                f'teacher on {seen} of {len(dataset)} validation images: mIoU {miou:.1f}{_promise(teacher)}'
+            )
+
+
+def _areas(model: Any, data: dict[str, Any]) -> list[Tensor]:
+    """Return areas of intersection and union by class, (2, C), of one image; empty without a label map."""
+    with torch.no_grad():
+        batch = model.data_preprocessor(pseudo_collate([data]), training=False)
+        (sample,) = batch['data_samples']
+        if 'gt_sem_seg' not in sample:
+            return []
+        logits = model.teacher(batch['inputs'], batch['data_samples']).maps[model.teacher.logits_tap].float()
+        label = sample.gt_sem_seg.data
+        heads = model.decode_head
+        ignore_index = (heads[-1] if isinstance(heads, nn.ModuleList) else heads).ignore_index
+        class_map = model.teacher.class_map
+        if class_map is not None:
+            logits, label = class_map.teacher_logits(logits), class_map.labels(label, ignore_index)
+        # Labels have the size of the file, which the image may have been resized from.
+        logits = resize(logits, label.shape[1:], mode='bilinear', align_corners=model.align_corners)
+        if logits.shape[1] == 1:
+            return []  # a binary head decides by a threshold of its own
+        predicted = logits.argmax(1)
+    intersection, union, _, _ = IoUMetric.intersect_and_union(
+        predicted.cpu(), label.cpu(), logits.shape[1], ignore_index
+    )
+    return [torch.stack([intersection, union])]
+
+
+def _promise(teacher: Any) -> str:
+    config = getattr(teacher, 'config', None)
+    entry = published(str(config)) if config is not None and not isinstance(config, dict) else None
+    return '' if entry is None else f"; mmseg's metafile says {entry.miou:.1f} on {entry.dataset}"
