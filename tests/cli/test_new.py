@@ -72,7 +72,7 @@ def test_weights_that_are_still_to_be_downloaded_are_random_for_the_step(make, t
 
 def test_a_cascade_gets_its_distiller(make, tiny_configs, tmp_path):
     student = tmp_path / 'cascade.py'
-    head = "dict(type='FCNHead', in_channels=32, channels=8, num_classes=19, norm_cfg=dict(type='BN'), num_convs=1)"
+    head = "dict(type='FCNHead', in_channels=32, channels=8, num_classes=19, norm_cfg=dict(type='BN'))"
     ocr = (
         "dict(type='OCRHead', in_channels=32, channels=8, ocr_channels=8, num_classes=19, "
         "norm_cfg=dict(type='BN'))"
