@@ -2,21 +2,27 @@
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import PurePath
 from typing import Any
 
+from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config
-from mmengine.fileio import exists
+from mmengine.dataset import InfiniteSampler
+from mmengine.fileio import exists, list_dir_or_file
 from mmengine.logging import print_log
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS
+from mmseg.registry import DATA_SAMPLERS, DATASETS, LOOPS, TRANSFORMS
 
 from bdd_seg.cli.parts import check_parts
 from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.runtime.guards.data import build_lazily
-from bdd_seg.runtime.upstream.configs import leaf_datasets
+from bdd_seg.runtime.guards.heads import check_heads
+from bdd_seg.runtime.guards.settings import class_of
+from bdd_seg.runtime.upstream.configs import leaf_datasets, walk
 
 # The keys that mmengine's Runner and the tools read: arguments of the Runner, and what is looked up by name.
 KNOWN_KEYS = {
@@ -43,6 +49,8 @@ _PARTS = {
 }
 _ALWAYS = ('default_hooks', 'custom_hooks', 'visualizer', 'log_processor', 'model_wrapper_cfg')
 
+_IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
+
 
 def check_config(cfg: Config, mode: str) -> None:
     """Check before anything is built that a config has all that is needed, and nothing that is misspelt.
@@ -55,7 +63,8 @@ def check_config(cfg: Config, mode: str) -> None:
 
     Raises:
         ConfigError: A key is missing, misspelt, of another kind, or a number out of its range; or a type, or
-            an argument of one, does not exist. The message begins with the key.
+            an argument of one, does not exist; or parts contradict each other: an epoch that never ends, or
+            heads whose losses or padded labels cannot work. The message begins with the key.
     """
     _check_unknown_keys(cfg)
     _check_needed_keys(cfg, mode)
@@ -76,6 +85,9 @@ def check_config(cfg: Config, mode: str) -> None:
     _check_dict((cfg.get('optim_wrapper') or {}).get('optimizer'), 'optim_wrapper.optimizer')
     _check_lengths(cfg.get('train_cfg') or {})
     check_parts(cfg, [*_PARTS[mode], *_ALWAYS], train=mode == 'train')
+    if mode == 'train':
+        _check_epochs_end(cfg)
+        check_heads(cfg.model)
 
 
 def _check_unknown_keys(cfg: Config) -> None:
@@ -114,6 +126,22 @@ def _check_lengths(train_cfg: Mapping[str, Any]) -> None:
             raise ConfigError(f'train_cfg.{key} must be a whole number from 1 on, got {value!r}')
 
 
+def _check_epochs_end(cfg: Config) -> None:
+    loop = cfg.train_cfg
+    by_epoch = 'type' not in loop and loop.get('by_epoch')
+    kind = EpochBasedTrainLoop if by_epoch else class_of(loop, LOOPS)
+    sampler = class_of(cfg.train_dataloader.get('sampler'), DATA_SAMPLERS)
+    if kind is None or sampler is None:
+        return
+    if issubclass(kind, EpochBasedTrainLoop) and issubclass(sampler, InfiniteSampler):
+        raise ConfigError(
+            f'train_dataloader.sampler ({sampler.__name__}) never ends, so that train_cfg ({kind.__name__}) '
+            'would stay in its first epoch for ever. Write train_dataloader=dict(sampler=dict(_delete_=True, '
+            "type='DefaultSampler', shuffle=True)), or keep the sampler and count iterations: "
+            "train_cfg=dict(_delete_=True, type='IterBasedTrainLoop', max_iters=..., val_interval=...)"
+        )
+
+
 def _check_dict(value: Any, key: str) -> None:
     if value is not None and not isinstance(value, Mapping):
         raise ConfigError(f'{key} must be a dict, got {value!r}')
@@ -122,20 +150,31 @@ def _check_dict(value: Any, key: str) -> None:
 def check_datasets(cfg: Config, *dataloaders: str) -> None:
     """Check before anything is built that the data sets of a config are there.
 
+    Images in a data set's folder whose names do not end as it expects cause a warning.
+
     Args:
         cfg: The whole config.
         *dataloaders: Which of its keys to look at, such as ``'train_dataloader'``.
 
     Raises:
-        ConfigError: A folder is missing, holds no image, or an image has no label map.
+        ConfigError: A folder is missing, holds no image, or an image has no label map where a data pipeline
+            loads them.
     """
     for key in dataloaders:
         if cfg.get(key) is not None:
+            pipelines = [part['pipeline'] for _, part in walk(cfg[key].dataset, '') if 'pipeline' in part]
+            # A class may have a pipeline by default.
+            labels = not pipelines or any(map(_loads_labels, pipelines))
             for settings, where in leaf_datasets(cfg[key].dataset, f'{key}.dataset'):
-                _check_dataset(settings, where)
+                _check_dataset(settings, where, labels)
 
 
-def _check_dataset(settings: dict[str, Any], where: str) -> None:
+def _loads_labels(pipeline: Any) -> bool:
+    steps = [class_of(part, TRANSFORMS) for _, part in walk(pipeline, '')]
+    return any(kind is not None and issubclass(kind, LoadAnnotations) for kind in steps)
+
+
+def _check_dataset(settings: dict[str, Any], where: str, labels: bool) -> None:
     kind = DATASETS.get(settings['type']) if isinstance(settings.get('type'), str) else None
     if kind is None or not issubclass(kind, BaseSegDataset):
         return
@@ -156,14 +195,37 @@ def _check_dataset(settings: dict[str, Any], where: str) -> None:
         raise ConfigError(f'{where}: no image ending in {dataset.img_suffix!r} in {str(images)!r}; {advice}')
     if dataset.backend_args is not None:  # it may be slow to ask
         samples = samples[:1]
+    elif not dataset.ann_file and isinstance(dataset.img_suffix, str):  # no list says which images it wants
+        _tell_of_other_suffixes(images, dataset.img_suffix, samples, where)
     lacking = [
         sample
         for sample in samples
-        if sample.get('seg_map_path') is not None
+        if labels
+        and sample.get('seg_map_path') is not None
         and not exists(sample['seg_map_path'], backend_args=dataset.backend_args)
     ]
     if lacking:
         raise ConfigError(
             f'{where}: image {lacking[0]["img_path"]!r} has no label map {lacking[0]["seg_map_path"]!r}'
             + (f', and so {len(lacking) - 1} others' if len(lacking) > 1 else '')
+        )
+
+
+def _tell_of_other_suffixes(folder: str, suffix: str, samples: list[dict[str, Any]], where: str) -> None:
+    """Warn of image files in a data set's folder that it leaves out because they end otherwise."""
+    # Label maps may be in the same folder.
+    labels = {PurePath(sample['seg_map_path']) for sample in samples if sample.get('seg_map_path')}
+    taken = PurePath(suffix).suffix or suffix  # '.png' of both '.png' and '_leftImg8bit.png'
+    files = [PurePath(folder, file) for file in list_dir_or_file(folder, list_dir=False, recursive=True)]
+    found = Counter(file.suffix for file in files if file.suffix != taken and file not in labels)
+    others = [
+        f'{number} {ending}' for ending, number in sorted(found.items()) if ending.lower() in _IMAGE_SUFFIXES
+    ]
+    if others:
+        print_log(
+            f'{where}: takes the {len(samples)} images ending in {suffix!r} and leaves out others in '
+            f'{folder!r}: {", ".join(others)}. To use all, make a data set for each suffix, and join them by '
+            'a ConcatDataset',
+            'current',
+            logging.WARNING,
         )

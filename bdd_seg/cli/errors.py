@@ -34,7 +34,7 @@ def one_line_errors(if_interrupted: str = 'interrupted') -> Iterator[None]:
     Args:
         if_interrupted: What is printed on such a signal.
     """
-    # Holds ways to torch.load that load_checkpoint does not cover, such as init_cfg's open-mmlab://NAME, to
+    # Holds ways to torch.load that load_checkpoint does not cover, such as init_cfg's s3://NAME, to
     # weights_only. torch refuses to load with both variables set.
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'

@@ -14,7 +14,8 @@ from bdd_seg.cli.config_check import check_config, check_datasets
 from bdd_seg.cli.summary import SummaryHook
 from bdd_seg.distill.settings import build, checked_teacher
 from bdd_seg.distill.student import is_distiller, plain_model
-from bdd_seg.runtime.guards.data import LOADERS, check_data
+from bdd_seg.runtime.guards.data import LOADERS, check_data, class_names
+from bdd_seg.runtime.guards.labels import check_labels_occur
 from bdd_seg.runtime.upstream.config_text import skip_layout
 from bdd_seg.runtime.upstream.console import QuietRunner, quiet_warnings
 from bdd_seg.runtime.upstream.processes import check_sync_bn, join_processes
@@ -28,6 +29,9 @@ HOOKS = {
         'exact_resume': 'ExactResumeHook',
         'finite': 'FiniteLossHook',
         'loss_state': 'LossStateHook',
+        'teacher_first_look': 'TeacherFirstLookHook',
+        'pretrained': 'PretrainedHook',
+        'rehearsal': 'RehearsalHook',
     },
     'test': {'checkpoint_fits': 'CheckpointFitsHook'},
 }
@@ -60,6 +64,8 @@ def prepare(
     if mode == 'train':
         check_teacher(cfg)
     check_datasets(cfg, *LOADERS[mode])
+    if mode == 'train' and cfg.get('check_data', True):
+        check_labels_occur(cfg)
     if mode == 'train':
         read_teacher_cache(cfg)
     check_data(cfg, mode)  # after all other changes to the data pipelines
@@ -88,7 +94,7 @@ def check_teacher(cfg: Config) -> None:
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
         teacher = build(checked_teacher(cfg.model.get('teacher')), 'model.teacher')
         if isinstance(teacher, Teacher):
-            teacher.check(plain_model(cfg.model))
+            teacher.check(plain_model(cfg.model), class_names(cfg.train_dataloader.dataset) or ())
 
 
 def build_runner(cfg: Config, verbose: bool) -> Runner:

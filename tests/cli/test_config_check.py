@@ -7,6 +7,10 @@ import mmseg
 import pytest
 from helpers import CONFIGS
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.runner import EpochBasedTrainLoop
+from mmseg.registry import DATA_SAMPLERS, LOOPS
+from PIL import Image
 
 from bdd_seg.cli.arguments import add_config_arguments, config_from, make_folder
 from bdd_seg.cli.config_check import check_config, check_datasets
@@ -94,6 +98,85 @@ def test_of_data_elsewhere_one_label_map_is_looked_for(scenes, monkeypatch):
     assert len(asked) == 1
 
 
+def images(folder, *names) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new('L', (2, 2)).save(folder / name)
+
+
+def folders(root, **dataset) -> Config:
+    prefix = {'img_path': 'images', 'seg_map_path': 'labels'}
+    settings = {'data_root': str(root), 'data_prefix': prefix, **dataset}
+    return Config({'test_dataloader': {'dataset': {'type': 'BaseSegDataset', **settings}}})
+
+
+@pytest.mark.parametrize(
+    'steps, needed',
+    [
+        ([], False),
+        (['LoadImageFromFile', 'PackSegInputs'], False),
+        (['LoadImageFromFile', 'LoadAnnotations'], True),
+        (
+            [{'type': 'TestTimeAug', 'transforms': [[{'type': 'Resize'}], [{'type': 'LoadAnnotations'}]]}],
+            True,
+        ),
+        ([{'type': 'CheckedLoading', 'transform': {'type': 'mmseg.LoadAnnotations'}}], True),
+    ],
+    ids=str,
+)
+def test_label_maps_are_needed_where_a_pipeline_loads_them(tmp_path, steps, needed):
+    images(tmp_path / 'images', 'a.jpg')
+    pipeline = [{'type': step} if isinstance(step, str) else step for step in steps]
+    cfg = folders(tmp_path, pipeline=pipeline)
+    if needed:
+        with pytest.raises(ConfigError, match='a.jpg. has no label map'):
+            check_datasets(cfg, 'test_dataloader')
+        images(tmp_path / 'labels', 'a.png')
+    check_datasets(cfg, 'test_dataloader')
+
+
+def test_a_pipeline_around_may_load_the_label_maps(tmp_path):
+    images(tmp_path / 'images', 'a.jpg')
+    cfg = folders(tmp_path, pipeline=[{'type': 'LoadImageFromFile'}])
+    cfg.test_dataloader.dataset = {
+        'type': 'MultiImageMixDataset',
+        'dataset': cfg.test_dataloader.dataset,
+        'pipeline': [{'type': 'LoadAnnotations'}],
+    }
+    with pytest.raises(ConfigError, match='a.jpg. has no label map'):
+        check_datasets(cfg, 'test_dataloader')
+
+
+def test_images_of_other_suffixes_are_told(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('bdd_seg.cli.config_check.print_log', lambda text, *_: said.append(text))
+    images(tmp_path / 'images', 'a.jpg', 'b.jpg', 'c.png', 'd.JPG')
+    images(tmp_path / 'images/deeper', 'e.png')
+    (tmp_path / 'images/notes.txt').write_text('')
+    check_datasets(folders(tmp_path, pipeline=[]), 'test_dataloader')
+    expected = (
+        "^test_dataloader.dataset: takes the 2 images ending in '.jpg' and leaves out others in "
+        "'.*/images': 1 .JPG, 2 .png. "
+    )
+    assert len(said) == 1 and re.match(expected, said[0])
+    check_datasets(folders(tmp_path, pipeline=[], img_suffix='.png'), 'test_dataloader')
+    assert "takes the 2 images ending in '.png'" in said[1] and ': 1 .JPG, 2 .jpg. ' in said[1]
+
+
+def test_label_maps_beside_the_images_are_no_other_images(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('bdd_seg.cli.config_check.print_log', lambda text, *_: said.append(text))
+    images(tmp_path / 'all', 'a_sat.jpg', 'a_mask.png', 'b_sat.jpg', 'b_mask.png')
+    suffixes = {'img_suffix': '_sat.jpg', 'seg_map_suffix': '_mask.png'}
+    both = folders(tmp_path, data_prefix={'img_path': 'all', 'seg_map_path': 'all'}, **suffixes)
+    check_datasets(both, 'test_dataloader')
+    listed = tmp_path / 'list.txt'  # of all that are wanted
+    listed.write_text('a_sat\n')
+    images(tmp_path / 'all', 'c.png')
+    check_datasets(folders(tmp_path, data_prefix={'img_path': 'all'}, ann_file='list.txt'), 'test_dataloader')
+    assert said == []
+
+
 @pytest.fixture
 def config(tiny_configs):
     return load_config(tiny_configs['distilled'])
@@ -143,6 +226,19 @@ def test_a_key_that_resembles_another_causes_a_warning(monkeypatch):
     assert said == ["the config's key models is not used. Did you mean model?"]
 
 
+EPOCHS = {'type': 'EpochBasedTrainLoop', 'max_epochs': 2}
+
+
+@LOOPS.register_module()
+class OwnLoop(EpochBasedTrainLoop):
+    """A loop of a user's own."""
+
+
+@DATA_SAMPLERS.register_module()
+class OwnSampler(InfiniteSampler):
+    """A sampler of a user's own."""
+
+
 @pytest.mark.parametrize(
     'changes, mode, expected',
     [
@@ -164,7 +260,19 @@ def test_a_key_that_resembles_another_causes_a_warning(monkeypatch):
         ({'optim_wrapper': {'optimizer': {'type': 'SDG'}}}, 'train', "no optimizer is called 'SDG'.*SGD"),
         ({'optim_wrapper': {'type': 'OptimWrapperDict', 'a': {'optimizer': {}}}}, 'train', None),
         ({'train_cfg': {'type': 'EpochBasedTrainLoop', 'max_epochs': 0}}, 'train', 'cfg.max_epochs must'),
-        ({'train_cfg': {'type': 'EpochBasedTrainLoop', 'max_epochs': 2}}, 'train', None),
+        ({'train_cfg': EPOCHS, 'train_dataloader.sampler.type': 'DefaultSampler'}, 'train', None),
+        ({'train_cfg': EPOCHS}, 'train', r'^train_dataloader.sampler \(InfiniteSampler\) never .*Default'),
+        ({'train_cfg': {'by_epoch': True, 'max_epochs': 2}}, 'train', r'sampler \(InfiniteSampler\) never'),
+        ({'train_cfg': {**EPOCHS, 'type': 'OwnLoop'}}, 'train', r'sampler .* train_cfg \(OwnLoop\)'),
+        (
+            {'train_cfg': EPOCHS, 'train_dataloader.sampler.type': 'OwnSampler'},
+            'train',
+            r'sampler \(OwnSampler\) never',
+        ),
+        ({'train_cfg': EPOCHS}, 'test', None),
+        ({'model.data_preprocessor.seg_pad_val': 99}, 'train', 'seg_pad_val is 99, .*ignore_index is 255'),
+        ({'model.data_preprocessor.seg_pad_val': 99}, 'test', None),
+        ({'model.decode_head.num_classes': 1}, 'train', 'model.decode_head has one output channel'),
         ({'train_cfg': {'type': 'IterBasedTrainLoop', 'max_iters': 8e4}}, 'train', None),
         ({'train_cfg': {'by_epoch': False, 'max_iters': 9, 'val_interval': float('inf')}}, 'train', None),
         ({'train_cfg': {'max_iters': 9}}, 'train', 'train_cfg has no type'),
@@ -174,7 +282,10 @@ def test_a_key_that_resembles_another_causes_a_warning(monkeypatch):
 )
 def test_configs_that_are_not(config, changes, mode, expected):
     for key, value in changes.items():
-        config[key] = value
+        if '.' in key:
+            config.merge_from_dict({key: value})
+        else:
+            config[key] = value
     if expected is None:
         check_config(config, mode)
     else:

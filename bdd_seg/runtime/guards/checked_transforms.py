@@ -47,8 +47,8 @@ class CheckedLoading(_Wrapper):
         transform: Settings of a ``LoadImageFromFile``, a ``LoadAnnotations``, or of a subclass.
 
     Raises:
-        ConfigError: The file cannot be read, the label map has several channels or a single row or column
-            of pixels, or mmseg's ``LoadAnnotations`` would cut its values to 8 bits.
+        ConfigError: The file cannot be read; the label map has several channels or a single row or column
+            of pixels, or was loaded before; or mmseg's ``LoadAnnotations`` would cut its values to 8 bits.
     """
 
     def __init__(self, transform: dict[str, Any]) -> None:
@@ -68,7 +68,18 @@ class CheckedLoading(_Wrapper):
             raise ConfigError(f'{kind} {path!r} cannot be read: {_reason(error, path)}') from error
         if not image and results is not None:
             self._check_label_map(results, path)
+            self._check_loaded_once(results, path)
         return results
+
+    def _check_loaded_once(self, results: dict[str, Any], path: str | None) -> None:
+        fields = results.get('seg_fields', [])
+        twice = sorted({field for field in fields if fields.count(field) > 1})
+        if twice:
+            raise ConfigError(
+                f'{type(self.wrapped).__name__} loads label map {path!r} a second time: {twice[0]!r} is '
+                'twice in seg_fields, and a flip would turn it twice and its image once. Take the transforms '
+                'that load out of one of the two pipelines: of the wrapping data set, or of the one within'
+            )
 
     def _check_label_map(self, results: dict[str, Any], path: str | None) -> None:
         labels, size = results.get('gt_seg_map'), results.get('ori_shape')

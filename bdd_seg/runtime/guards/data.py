@@ -1,6 +1,5 @@
 """Reject unusable images and labels at load time, naming the file."""
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,15 +14,15 @@ from mmcv.transforms import (
 )
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.registry import Registry
 from mmseg.datasets.transforms import RandomCrop
 from mmseg.evaluation import IoUMetric
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+from mmseg.registry import DATASETS, METRICS, TRANSFORMS
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards import checked_transforms  # noqa: F401  registers what this module writes
-from bdd_seg.runtime.upstream.configs import leaf_datasets, type_name
+from bdd_seg.runtime.guards.heads import heads_of
+from bdd_seg.runtime.guards.settings import argument, class_of
+from bdd_seg.runtime.upstream.configs import leaf_datasets, type_name, walk
 
 LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 
@@ -54,8 +53,9 @@ def check_data(cfg: Config, mode: str) -> None:
     Raises:
         ConfigError: The training data set has more classes than a head of the model. Later, while images are
             loaded, and with the file's name: one cannot be read; a label is beyond the classes; a label map
-            has several channels, or values that 8 bits cannot hold, or is of another size than its image
-            where training crops both, where the data pipeline ends, or where mmseg evaluates.
+            has several channels, or values that 8 bits cannot hold, or is loaded twice, or is of another
+            size than its image where training crops both, where the data pipeline ends, or where mmseg
+            evaluates.
     """
     wanted = cfg.get('check_data', True)
     for key in LOADERS[mode]:
@@ -63,14 +63,32 @@ def check_data(cfg: Config, mode: str) -> None:
             continue
         dataset = cfg[key].dataset
         labels = _label_check(cfg, key, dataset) if wanted else None
-        for settings, _ in leaf_datasets(dataset, f'{key}.dataset'):
-            if 'pipeline' not in settings:  # its class may have one by default
-                continue
+        for settings in _with_pipelines(dataset):
             pipeline = settings['pipeline']
             if wanted:
-                settings['pipeline'] = [*name_files(pipeline), *([] if labels is None else [labels])]
+                # MultiImageMixDataset leaves out transforms by the type that its settings name.
+                left_out = set(settings.get('skip_type_keys') or ())
+                steps = [
+                    step if isinstance(step, Mapping) and type_name(step) in left_out else _with_checks(step)
+                    for step in without_checks(pipeline)
+                ]
+                settings['pipeline'] = [*steps, *([] if labels is None else [labels])]
             else:
                 settings['pipeline'] = without_checks(pipeline)
+
+
+def _with_pipelines(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of a data set and of those that it wraps, where they have a pipeline.
+
+    A data set's class may have one by default.
+    """
+    leaves = [settings for settings, _ in leaf_datasets(dataset, '') if 'pipeline' in settings]
+    wrappers = [
+        settings
+        for _, settings in walk(dataset, '')
+        if isinstance(settings, dict) and 'pipeline' in settings and class_of(settings, DATASETS) is not None
+    ]
+    return [*{id(settings): settings for settings in (*leaves, *wrappers)}.values()]
 
 
 def name_files(pipeline: Sequence[Any]) -> list[Any]:
@@ -102,7 +120,7 @@ def _with_checks(value: Any) -> Any:
         return type(value)(map(_with_checks, value))
     if not isinstance(value, Mapping):
         return value
-    kind = _class_of(value, TRANSFORMS) or object
+    kind = class_of(value, TRANSFORMS) or object
     # Wrapped where they stand: in TestTimeAug and RandomChoice another step would be another alternative.
     if issubclass(kind, LoadImageFromFile | LoadAnnotations):
         return {'type': 'CheckedLoading', 'transform': value}
@@ -118,33 +136,33 @@ def _label_check(cfg: Config, key: str, dataset: Mapping[str, Any]) -> dict[str,
     """Return settings of the ``CheckLabels`` for a data loader, or None if its labels may mean anything."""
     if key == 'train_dataloader':
         return _training_labels(cfg, dataset)
-    classes = _number_of_classes(dataset)
+    classes = class_names(dataset)
     ignored = set()
     for metric in _metrics(cfg.get(key.replace('dataloader', 'evaluator'))):
-        kind = _class_of(metric, METRICS)
+        kind = class_of(metric, METRICS)
         if kind is None or not issubclass(kind, IoUMetric):
             return None
-        ignored.add(_argument(metric, kind, 'ignore_index'))
+        ignored.add(argument(metric, kind, 'ignore_index'))
     if classes is None or len(ignored) != 1:
         return None
-    return _check_labels(max(classes, 2), ignored.pop(), match_inputs=False)
+    return _check_labels(max(len(classes), 2), ignored.pop(), match_inputs=False)
 
 
 def _training_labels(cfg: Config, dataset: Mapping[str, Any]) -> dict[str, Any] | None:
-    heads = list(_heads(cfg.model))
+    heads = [head for head in heads_of(cfg.model) if head.learns_classes and head.num_classes is not None]
     if not heads:
         return None
     # A distiller compares its student's classes with the teacher's, which says more, when it is built.
-    classes = None if cfg.model.get('teacher') else _number_of_classes(dataset)
-    for where, num_classes, _ in heads:
-        if classes is not None and classes > max(num_classes, 2):
+    names = None if cfg.model.get('teacher') else class_names(dataset)
+    classes = None if names is None else len(names)
+    numbers = [max(head.num_classes or 0, 2) for head in heads]  # one class has a background, too
+    for head, number in zip(heads, numbers, strict=True):
+        if classes is not None and classes > number:
             raise ConfigError(
-                f'{where}.num_classes is {num_classes}, but the data set of train_dataloader has '
-                f'{classes} classes. Set {where}.num_classes={classes}, and so for the other heads'
+                f'{head.key}.num_classes is {head.num_classes}, but the data set of train_dataloader has '
+                f'{classes} classes. Set {head.key}.num_classes={classes}, and so for the other heads'
             )
-    # One class has a background, too.
-    number = max(min(num_classes for _, num_classes, _ in heads), 2)
-    return _check_labels(number, heads[0][2], match_inputs=True)
+    return _check_labels(min(numbers), heads[0].ignore_index, match_inputs=True)
 
 
 def _check_labels(num_classes: int, ignore_index: int | None, match_inputs: bool) -> dict[str, Any]:
@@ -154,27 +172,6 @@ def _check_labels(num_classes: int, ignore_index: int | None, match_inputs: bool
         'ignore_index': ignore_index,
         'match_inputs': match_inputs,
     }
-
-
-def _heads(model: Mapping[str, Any]) -> Iterator[tuple[str, int, int | None]]:
-    """Yield the key, ``num_classes`` and ``ignore_index`` of the model's heads that learn the labels.
-
-    Heads with a loss function of their own may learn something else from them, such as edges or depth.
-    """
-    for key in ('decode_head', 'auxiliary_head'):
-        part: Any = model.get(key)
-        heads: dict[str, Any] = (
-            {f'model.{key}.{i}': head for i, head in enumerate(part)}
-            if isinstance(part, list | tuple)
-            else {f'model.{key}': part}
-        )
-        for where, head in heads.items():
-            kind = _class_of(head, MODELS)
-            if kind is None or not issubclass(kind, BaseDecodeHead):
-                continue
-            num_classes = _argument(head, kind, 'num_classes')
-            if kind.loss_by_feat is BaseDecodeHead.loss_by_feat and isinstance(num_classes, int):
-                yield where, num_classes, _argument(head, kind, 'ignore_index')
 
 
 def _metrics(evaluator: Any) -> Iterator[Any]:
@@ -195,10 +192,14 @@ def build_lazily(settings: Mapping[str, Any]) -> BaseDataset | None:
         return None
 
 
-def _number_of_classes(dataset: Mapping[str, Any]) -> int | None:
-    """Return the number of classes of a data set, of the first one if it wraps several."""
+def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the class names of a data set, of the first one if it wraps several; None if nothing tells.
+
+    Args:
+        dataset: Its settings.
+    """
     settings, _ = next(leaf_datasets(dict(dataset), ''))
-    kind = _class_of(settings, DATASETS)
+    kind = class_of(settings, DATASETS)
     if kind is None:
         return None
     if issubclass(kind, BaseDataset):  # its classes may depend on any of its settings
@@ -206,24 +207,4 @@ def _number_of_classes(dataset: Mapping[str, Any]) -> int | None:
         classes = None if built is None else built.metainfo.get('classes')
     else:
         classes = getattr(kind, 'METAINFO', {}).get('classes')
-    return None if classes is None else len(classes)
-
-
-def _class_of(settings: Any, registry: Registry) -> type[Any] | None:
-    """Return the class that settings are for, or None if there is none of that name."""
-    kind = settings.get('type') if isinstance(settings, Mapping) else None
-    if isinstance(kind, str):
-        kind = registry.get(kind)
-    return kind if inspect.isclass(kind) else None
-
-
-def _argument(settings: Mapping[str, Any], kind: type[Any], name: str) -> Any:
-    """Return a setting, or its default in the class or the first base that has one, or None."""
-    if name in settings:
-        return settings[name]
-    for base in kind.__mro__:
-        init = vars(base).get('__init__')
-        parameter = None if init is None else inspect.signature(init).parameters.get(name)
-        if parameter is not None and parameter.default is not parameter.empty:
-            return parameter.default
-    return None
+    return None if classes is None else tuple(classes)

@@ -7,9 +7,17 @@ that this package calls instead of the library's.
 
 
 def apply() -> None:
-    """Import mmseg quietly, and register file backend, checkpoint loaders, optimizer wrapper and configs."""
+    """Import mmseg quietly, and put the mends of mmengine's tables and functions in place."""
     # Here and not above: the check of the installation is in this folder, and comes before mmengine.
-    from bdd_seg.runtime.upstream import atomic_files, bfloat16, checkpoints, configs, console
+    from bdd_seg.runtime.upstream import (
+        activation_checkpointing,
+        atomic_files,
+        bfloat16,
+        checkpoints,
+        configs,
+        console,
+    )
 
-    for patch in (console, atomic_files, bfloat16, checkpoints, configs):
+    # The console comes first: importing mmseg is what it keeps quiet.
+    for patch in (console, activation_checkpointing, atomic_files, bfloat16, checkpoints, configs):
         patch.apply()

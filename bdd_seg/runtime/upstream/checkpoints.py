@@ -3,9 +3,11 @@
 Reason: mmengine falls back to ``weights_only=False`` where a checkpoint holds more than weights, and
 ``Runner.resume`` runs the text ``meta['config']`` as Python. Both let a hostile file run its code.
 ``torch.serialization.safe_globals`` is one list for all threads; the first that leaves takes it from the
-others.
+others. Names of model zoos pass by mmengine's table of loaders, ``torchvision://`` needs torchvision for a
+list that mmengine has itself, and without a network both end in a traceback without the address.
 Test: tests/runtime/test_security.py, tests/runtime/upstream/test_checkpoints.py.
-Goes when: mmengine loads with ``weights_only=True`` only, and parses ``meta['config']`` as data.
+Goes when: mmengine loads with ``weights_only=True`` only, parses ``meta['config']`` as data, and says which
+address it cannot reach.
 """
 
 import hashlib
@@ -20,15 +22,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
+import mmengine
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import (
+    CheckpointLoader,
+    _get_mmengine_home,
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+)
 from torch import Tensor, nn
 
-from bdd_seg.errors import ConfigError
+from bdd_seg.errors import ConfigError, similar_to
 
 AUXILIARY = 'auxiliary_head'
 """A module that serves training only. Inference needs no weights for it, and ignores those it is given."""
@@ -37,6 +46,9 @@ NO_TENSOR = '_extra_state'  # torch's suffix for what modules save besides their
 
 # The first bytes of a file of torch before 1.6, which is no zip archive.
 _LEGACY = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+
+_OPENMMLAB, _TORCHVISION, _MMCLS = ('open-mmlab', 'openmmlab'), ('torchvision', 'modelzoo'), ('mmcls',)
+_ZOOS = (*_OPENMMLAB, *_TORCHVISION, *_MMCLS)
 
 # What torch admits is one list for all threads: the first that has finished takes it from the others.
 _ONE_AT_A_TIME = threading.Lock()
@@ -49,17 +61,21 @@ def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, 
     admitted: numpy arrays and scalars, and ``HistoryBuffer``.
 
     Args:
-        source: A path, or an http(s) URL, which is downloaded once into torch's hub cache.
+        source: A path; an http(s) URL, which is downloaded once into torch's hub cache; or the name of a
+            model in one of mmengine's lists, as ``open-mmlab://NAME``, ``torchvision://NAME`` and
+            ``mmcls://NAME``, of which the last gives the backbone only.
         map_location: Where its tensors go, as in ``torch.load``.
 
     Returns:
         The checkpoint's content, a dict.
 
     Raises:
-        ConfigError: The file is missing, cannot be downloaded, is damaged, or holds more than data.
+        ConfigError: The file is missing, cannot be downloaded, is damaged, or holds more than data; or
+            mmengine's lists have no such name.
     """
     source = str(source)
-    path = _download(source) if _is_url(source) else Path(source).expanduser()
+    address = _address(source)
+    path = _download(address, source) if _is_url(address) else Path(address).expanduser()
     if os.path.isdir(path):  # as a method, it has an exception for names that are too long
         raise ConfigError(f'checkpoint {source!r} is a folder. Give the file in it')
     if not os.path.isfile(path):
@@ -85,6 +101,14 @@ def load_checkpoint(source: str | Path, map_location: Any = 'cpu') -> dict[str, 
         raise ConfigError(
             f'checkpoint {source!r} holds a {type(checkpoint).__name__}, expected a dict of weights'
         )
+    if _scheme(source) in _MMCLS:
+        weights = weights_of(checkpoint, f'checkpoint {source!r}')
+        prefix = 'backbone.'
+        return {
+            'state_dict': {
+                key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
+            }
+        }
     return checkpoint
 
 
@@ -172,7 +196,8 @@ def _read(file: Path | BinaryIO, map_location: Any) -> Any:
 def load_for_mmengine(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load a checkpoint for mmengine by :func:`load_checkpoint`.
 
-    ``Runner``'s ``load_from`` and ``resume``, ``init_cfg`` and ``init_model`` come here, for paths and http.
+    ``Runner``'s ``load_from`` and ``resume``, ``init_cfg`` and ``init_model`` come here, for all that
+    :func:`load_checkpoint` takes.
     """
     checkpoint = load_checkpoint(filename, map_location)
     meta = checkpoint.get('meta')
@@ -183,15 +208,44 @@ def load_for_mmengine(filename: str, map_location: Any = None) -> dict[str, Any]
 
 
 def apply() -> None:
-    """Make :func:`load_for_mmengine` mmengine's loader of local files and of http."""
-    for prefixes in ('', ('http://', 'https://')):
-        CheckpointLoader.register_scheme(prefixes=prefixes, loader=load_for_mmengine, force=True)
+    """Make :func:`load_for_mmengine` mmengine's loader of local files, of http, and of model zoos."""
+    prefixes = ['', *(f'{scheme}://' for scheme in ('http', 'https', *_ZOOS))]
+    CheckpointLoader.register_scheme(prefixes=prefixes, loader=load_for_mmengine, force=True)
 
 
 def find_checkpoint(source: str | Path) -> Path | None:
     """Return where a checkpoint's file is on this machine, or None if it is not there (yet)."""
-    path = _download_path(str(source)) if _is_url(str(source)) else Path(source).expanduser()
+    address = _address(str(source))
+    path = _download_path(address) if _is_url(address) else Path(address).expanduser()
     return path if os.path.isfile(path) else None
+
+
+def _scheme(source: str) -> str:
+    return source.partition('://')[0] if '://' in source else ''
+
+
+def _address(source: str) -> str:
+    """Return the URL or path that the name of a model in a zoo stands for; anything else as it is.
+
+    Raises:
+        ConfigError: mmengine's list of that zoo has no such name.
+    """
+    scheme, name = _scheme(source), source.partition('://')[2]
+    if scheme in _OPENMMLAB:
+        name, addresses = get_deprecated_model_names().get(name, name), get_external_models()
+    elif scheme in _MMCLS:
+        addresses = get_mmcls_models()
+    elif scheme in _TORCHVISION:
+        addresses = mmengine.load(Path(mmengine.__file__).parent / 'hub/torchvision_0.12.json')
+    else:
+        return source
+    if name not in addresses:
+        raise ConfigError(
+            f"checkpoint {source!r}: mmengine's list has no {name!r}.{similar_to(name, addresses)} Give a "
+            'file or an http(s) URL'
+        )
+    address = addresses[name]
+    return address if _is_url(address) else os.path.join(_get_mmengine_home(), address)
 
 
 def _is_url(source: str) -> bool:
@@ -214,8 +268,12 @@ def _damaged(source: str, path: Path, reason: str) -> str:
     )
 
 
-def _download(url: str) -> Path:
-    """Fetch ``url`` into torch's hub cache, by one process of each machine, and return the file's path."""
+def _download(url: str, name: str) -> Path:
+    """Fetch ``url`` into torch's hub cache, by one process of each machine, and return the file's path.
+
+    Raises:
+        ConfigError: It cannot be fetched. The message has the URL, and the name that stands for it.
+    """
     path = _download_path(url)
     failure = 'the first process of this machine says why'
     if os.environ.get('LOCAL_RANK', '0') == '0' and not path.exists():
@@ -226,8 +284,9 @@ def _download(url: str) -> Path:
             failure = str(error)
     barrier()
     if not path.exists():
+        origin = '' if name == url else f' from {url}'
         raise ConfigError(
-            f'checkpoint {url!r} cannot be downloaded ({failure}). Where there is no network, '
+            f'checkpoint {name!r} cannot be downloaded{origin} ({failure}). Where there is no network, '
             f'put the file at {path}'
         )
     return path

@@ -43,7 +43,9 @@ class Spoilt:
 
 DATA_SETS = [
     Spoilt(
-        'labels beyond the classes', "labelTrainIds.png' has labels 200; the classes are", label=fill(200)
+        'labels beyond the classes',
+        "road \\(0\\), .* and 14 more. Other values do: 200, as in '.*labelTrainIds.png'. There is nothing",
+        label=fill(200),
     ),
     Spoilt('a label one beyond the classes', "labelTrainIds.png' has labels 19; the", label=one_wrong_label),
     Spoilt(
@@ -81,7 +83,7 @@ DATA_SETS = [
     ),
     Spoilt('label maps with a palette', SAME, label=with_palette),
     Spoilt('label maps of one bit', TRAINS, label=lambda path: write(path, pixels(path) > 5)),
-    Spoilt('nothing but ignored pixels', TRAINS, label=fill(255)),
+    Spoilt('nothing but ignored pixels', r'and 14 more. Other values do: 255 \(ignored\)', label=fill(255)),
     Spoilt('images with transparency', SAME, image=as_mode('RGBA')),
     Spoilt(
         'images of 16 bits',

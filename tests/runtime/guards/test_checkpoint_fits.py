@@ -1,3 +1,4 @@
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -22,13 +23,18 @@ def weights(tiny_configs):
     return build(tiny_configs['student']).state_dict()
 
 
-def load(model, weights, mode='test', load_from='some.pth') -> None:
+def load(model, weights, mode='test', load_from='some.pth', work_dir='.', optimizer=True) -> None:
     trains = mode != 'test'
     optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1)) if trains else {}
     runner = SimpleNamespace(
-        model=model, optim_wrapper=optim_wrapper, _resume=mode == 'resume', _load_from=load_from
+        model=model,
+        optim_wrapper=optim_wrapper,
+        work_dir=work_dir,
+        _resume=mode == 'resume',
+        _load_from=load_from,
     )
-    CheckpointFitsHook().after_load_checkpoint(runner, {'state_dict': weights})
+    content = {'state_dict': weights, **({'optimizer': {}} if optimizer else {})}
+    CheckpointFitsHook().after_load_checkpoint(runner, content)
 
 
 def without(weights, *parts) -> dict:
@@ -104,3 +110,27 @@ def test_what_modules_save_besides_their_weights(model, weights, mode, monkeypat
     )
     load(model, {**weights, 'decode_head._extra_state': {'a': 2}}, mode)
     assert seen == [{'a': 2}]
+
+
+def test_resuming_needs_the_state_of_the_optimizer(model, weights, tmp_path):
+    best = tmp_path / 'best_mIoU_iter_8.pth'
+    for i, name in enumerate(['iter_4', 'iter_8', 'iter_12', 'iter_16']):
+        content = {'state_dict': {}} if name == 'iter_12' else {'state_dict': {}, 'optimizer': {}}
+        torch.save(content, tmp_path / f'{name}.pth')
+        os.utime(tmp_path / f'{name}.pth', (i, i))
+    (tmp_path / 'iter_16.pth').write_bytes(b'cut short')
+    expected = (
+        f"checkpoint '{best}' has no optimizer state, .*--resume cannot go on from it. Resume from "
+        f"'{tmp_path}/iter_8.pth', which has it .* load_from without --resume"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        load(model, weights, 'resume', load_from=str(best), optimizer=False)
+    with pytest.raises(ConfigError, match=f"Resume from '{tmp_path}/iter_8.pth'"):  # found by mmengine
+        load(model, weights, 'resume', load_from=None, work_dir=str(tmp_path), optimizer=False)
+    with pytest.raises(ConfigError, match=f"No checkpoint in '{tmp_path}/empty' has it. Or begin anew"):
+        load(model, weights, 'resume', load_from=str(tmp_path / 'empty/best.pth'), optimizer=False)
+
+
+@pytest.mark.parametrize('mode', ['test', 'load_from'])
+def test_only_resuming_needs_it(model, weights, mode):
+    load(model, weights, mode, optimizer=False)

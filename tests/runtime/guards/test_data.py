@@ -444,3 +444,58 @@ def test_nested_steps_are_wrapped_where_they_stand(step, expected):
     assert step == before
     assert name_files(name_files([step])) == [expected]
     assert without_checks([expected]) == [step]
+
+
+MOSAIC = {'type': 'RandomMosaic', 'prob': 1.0, 'img_scale': (48, 96)}
+SMALL_CROP = {'type': 'RandomCrop', 'crop_size': (32, 64)}
+
+
+def mixed(root, outer, **more) -> dict:
+    return settings(root, PACKED[:2], type='MultiImageMixDataset', pipeline=outer, **more)
+
+
+@pytest.mark.parametrize('flip', [[], [{'type': 'RandomFlip', 'prob': 1.0}]], ids=['alone', 'flip'])
+def test_a_label_map_loaded_by_both_pipelines(scenes, train_on, flip):
+    expected = (
+        r"LoadAnnotations loads label map '\S+TrainIds.png' a second time: 'gt_seg_map' is twice in seg_"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        train_on(mixed(scenes, [*PACKED[:2], MOSAIC, *flip, PACKED[2]]))
+    with pytest.raises(ConfigError, match=expected):
+        train_on(settings(scenes, [*PACKED[:2], PACKED[1], *flip, PACKED[2]]))
+    assert len(train_on(mixed(scenes, [MOSAIC, *flip, PACKED[2]]))) == 8
+
+
+def test_the_pipeline_around_is_checked_as_the_one_within(scenes, train_on, tiny_configs):
+    cfg = Config.fromfile(tiny_configs['student'])
+    outer = [MOSAIC, SMALL_CROP, PACKED[2]]
+    cfg.train_dataloader.dataset = mixed(scenes, outer)
+    for _ in range(2):  # a second time replaces the checks
+        check_data(cfg, 'train')
+        steps = [step['type'] for step in cfg.train_dataloader.dataset.pipeline]
+        assert steps == ['RandomMosaic', 'CheckedCrop', 'PackSegInputs', 'CheckLabels']
+        inner = [step['type'] for step in cfg.train_dataloader.dataset.dataset.pipeline]
+        assert inner == ['CheckedLoading', 'CheckedLoading', 'CheckLabels']
+    cfg.check_data = False
+    check_data(cfg, 'train')
+    assert cfg.train_dataloader.dataset.to_dict() == mixed(scenes, outer)
+
+
+@TRANSFORMS.register_module()
+class ShiftLabels(BaseTransform):
+    """Changes labels after the pipeline within has checked them."""
+
+    def transform(self, results):
+        results['gt_seg_map'] = results['gt_seg_map'] + 100
+        return results
+
+
+def test_labels_are_checked_where_the_pipeline_around_ends(scenes, train_on):
+    with pytest.raises(ConfigError, match='has labels 99, 100, 101.*; the classes are 0 to 18'):
+        train_on(mixed(scenes, [MOSAIC, {'type': 'ShiftLabels'}, PACKED[2]]))
+
+
+def test_transforms_that_are_left_out_stay_out(scenes, train_on):
+    """MultiImageMixDataset knows them by the type in their settings."""
+    samples = train_on(mixed(scenes, [SMALL_CROP, PACKED[2]], skip_type_keys=['RandomCrop']))
+    assert {tuple(sample['inputs'].shape) for sample in samples} == {(3, 48, 96)}

@@ -1,11 +1,13 @@
 import os
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import CheckpointLoader
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.checkpoints import find_checkpoint, load_checkpoint
@@ -120,3 +122,41 @@ def test_urls_share_a_download_only_where_the_name_tells_the_content(tmp_path, m
     for mirror in ('download.openmmlab.com', 'mmassets.onedl.ai'):
         assert load_checkpoint(f'https://{mirror}/mmsegmentation/{name}')['weight'] == 0
     assert fetched == runs
+
+
+@pytest.mark.parametrize(
+    'name, url',
+    [
+        ('open-mmlab://resnet18_v1c', r'https://\S+/resnet18_v1c-b5776b93.pth'),
+        ('openmmlab://resnet18_v1c', r'https://\S+/resnet18_v1c-b5776b93.pth'),
+        ('torchvision://resnet50', r'https://\S+/resnet50-0676ba61.pth'),
+        ('modelzoo://resnet50', r'https://\S+/resnet50-0676ba61.pth'),
+        ('mmcls://mobilenet_v2', r'https://\S+/mobilenet_v2_\S+-3b2dc3af.pth'),
+        ('http://127.0.0.1:9/any/resnet18-12345678.pth', None),
+    ],
+)
+def test_what_cannot_be_fetched_is_one_line_with_the_address_and_the_place(tmp_path, monkeypatch, name, url):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+
+    def fetch(address, path):
+        raise OSError(f'no route to {address}')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', fetch)
+    origin = '' if url is None else f' from {url}'
+    expected = (
+        rf"^checkpoint '{name}' cannot be downloaded{origin} \(no route to \S+\). .* put the file at (.*)$"
+    )
+    with pytest.raises(ConfigError, match=expected) as raised:
+        CheckpointLoader.load_checkpoint(name)
+    # The file is found where the message says.
+    place = re.search(expected, str(raised.value)).group(1)
+    torch.save({'state_dict': {'backbone.a': torch.ones(1), 'head.b': torch.ones(1)}}, place)
+    only_backbone = {'a'} if name.startswith('mmcls') else {'backbone.a', 'head.b'}
+    assert CheckpointLoader.load_checkpoint(name)['state_dict'].keys() == only_backbone
+    assert str(find_checkpoint(name)) == place
+
+
+@pytest.mark.parametrize('scheme', ['open-mmlab', 'torchvision', 'mmcls'])
+def test_a_name_that_is_in_no_list(scheme):
+    with pytest.raises(ConfigError, match="mmengine's list has no 'resnet5o'. Did you mean .*resnet50"):
+        load_checkpoint(f'{scheme}://resnet5o')
