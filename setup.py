@@ -4,6 +4,10 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+# Older onnxruntimes let a crafted file read others outside of its folder; none for Python 3.10 is new enough.
+ONNX = ['onnx; python_version >= "3.11"', 'onnxruntime>=1.24.4; python_version >= "3.11"']
+TRANSFORMERS = ['transformers>=5.20']
+
 setup(
     name='bdd-seg',
     version='0.1.0',
@@ -44,5 +48,9 @@ setup(
         'onedl-mmengine==0.10.12',
         'onedl-mmsegmentation==1.4.2',
     ],
-    extras_require={'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff']},
+    extras_require={
+        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', *ONNX, *TRANSFORMERS],
+        'onnx': ONNX,
+        'transformers': TRANSFORMERS,
+    },
 )

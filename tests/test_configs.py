@@ -16,7 +16,9 @@ from bdd_seg.runtime.upstream.configs import load_config
 
 PLAIN = sorted(path.name for path in (CONFIGS / 'pspnet').glob('*.py'))
 METHODS = sorted(
-    path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ('_base_', 'pspnet')
+    path.name
+    for path in CONFIGS.iterdir()
+    if path.is_dir() and path.name not in ('_base_', 'pspnet', 'teachers_from_elsewhere')
 )
 PAIRS = sorted(path.stem for path in (CONFIGS / '_base_/pairs').glob('*.py'))
 TAPS = (None, 'backbone.layer4', 'decode_head.bottleneck', 'auxiliary_head.conv_seg')

@@ -18,7 +18,8 @@ SPEC.loader.exec_module(make_method_pages)
 TABLE = make_method_pages.load_table()
 METHODS = TABLE['methods']
 PAGES = make_method_pages.pages(TABLE)
-FOLDERS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {'_base_', 'pspnet'}
+NO_METHODS = {'_base_', 'pspnet', 'teachers_from_elsewhere'}
+FOLDERS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - NO_METHODS
 KEYS = {'title', 'class', 'paper', 'compares', 'labels', 'balance', 'losses', 'defaults'}
 OPTIONAL = {'written_by_hand', 'by_pair', 'defaults_are', 'composed', 'notes', 'differences', 'study'}
 

@@ -51,6 +51,8 @@ class Tap:
     Args:
         model: The network.
         taps: What to capture.
+        read: Called as ``read(name, output)`` for a tap that is the name of a module, to make the map of what
+            the module put out. By default the output is the map.
 
     Raises:
         ConfigError: On creation, a tap that names nothing in the network. When the ``with`` block ends, a
@@ -58,9 +60,11 @@ class Tap:
             place. The message lists names nearby.
     """
 
-    def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
+    def __init__(
+        self, model: nn.Module, taps: Iterable[str], read: Callable[[str, Any], Any] | None = None
+    ) -> None:
         self._model = model
-        self._maps = find_taps(model, taps)
+        self._maps = find_taps(model, taps, read)
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> dict[str, Tensor]:
@@ -98,8 +102,10 @@ class Tap:
             self._outputs[tap] = output
 
 
-def find_taps(model: nn.Module, taps: Iterable[str]) -> dict[str, MapOf]:
-    """Return tap → the modules that it reads, and how.
+def find_taps(
+    model: nn.Module, taps: Iterable[str], read: Callable[[str, Any], Any] | None = None
+) -> dict[str, MapOf]:
+    """Return tap → the modules that it reads, and how; ``read`` as for :class:`Tap`.
 
     Raises:
         ConfigError: A tap names no module of the network, or no function. The message lists names nearby.
@@ -111,7 +117,7 @@ def find_taps(model: nn.Module, taps: Iterable[str]) -> dict[str, MapOf]:
         elif ':' in tap:
             found[tap] = _made_by(tap, model)
         else:
-            found[tap] = MapOf((tap,), _itself)
+            found[tap] = MapOf((tap,), partial(read, tap) if read else _itself)
         for name in found[tap].modules:
             if name not in modules:
                 raise _tap_error(model, name, 'names no module')
@@ -256,7 +262,8 @@ def class_logits(model: nn.Module) -> MapOf:
     if isinstance(head, IterativeDecodeHead):
         return MapOf((f'{name}.kernel_update_head.{head.num_stages - 1}',), _first)
     if isinstance(head, SegmenterMaskTransformerHead):
-        return MapOf((f'{name}.mask_norm', 'backbone'), partial(_patches_to_map, head.in_index))
+        features = 'neck' if model.with_neck else 'backbone'
+        return MapOf((f'{name}.mask_norm', features), partial(_patches_to_map, head.in_index))
     if hasattr(head, 'conv_seg'):
         return MapOf((f'{name}.conv_seg',), _itself)
     kind = type(model if head is None else head).__name__
@@ -281,6 +288,6 @@ def _first(outputs: tuple[Tensor, ...]) -> Tensor:
 
 
 def _patches_to_map(index: int, masks: Tensor, features: Any) -> Tensor:
-    """Return (N, C, h, w) from (N, h·w, C), on the grid of the backbone's features."""
+    """Return (N, C, h, w) from (N, h·w, C), on the grid of the features that the head gets."""
     height, width = (features[index] if isinstance(features, list | tuple) else features).shape[2:]
     return masks.transpose(1, 2).unflatten(2, (height, width))

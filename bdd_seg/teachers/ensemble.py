@@ -13,6 +13,7 @@ from torch import Tensor
 from bdd_seg.distill.settings import build, checked_teacher
 from bdd_seg.distill.taps import LOGITS
 from bdd_seg.errors import ConfigError
+from bdd_seg.losses.pair import resize_nearest
 from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.segmentors import log_scores
 
@@ -21,8 +22,10 @@ from bdd_seg.teachers.segmentors import log_scores
 class EnsembleTeacher(Teacher):
     """Several teachers, whose class probabilities are averaged.
 
-    Its logits are the logarithm of the mean probabilities, on the grid of the first teacher. A map of one of
-    them is tapped as ``'0.backbone.layer4'``, its number first.
+    The softmax of its logits is the mean of the probabilities, on the grid of the first teacher. Their
+    logsumexp is the mean of the teachers', so that a teacher averaged with itself stays the same, also where
+    logits are compared over the positions. A map of one of them is tapped as ``'0.backbone.layer4'``, its
+    number first.
 
     Args:
         teachers: Settings of two or more teachers, of any kinds.
@@ -127,21 +130,20 @@ class EnsembleTeacher(Teacher):
             known |= {f'{number}.{tap}': mask for tap, mask in answer.known.items()}
         taps = [f'{number}.{teacher.logits_tap}' for number, teacher in enumerate(self.teachers)]
         size = maps[taps[0]].shape[2:]
-        mean = torch.zeros_like(maps[taps[0]], dtype=torch.float32)
+        probabilities = total = torch.zeros((), device=inputs.device)
         for tap, weight in zip(taps, self.weights, strict=True):
-            probabilities = maps[tap].float().softmax(1)
-            if probabilities.shape[2:] != size:
-                probabilities = F.interpolate(probabilities, size, mode='bilinear', align_corners=False)
-            mean += weight * probabilities
-        maps[LOGITS] = log_scores(mean).to(inputs.dtype)
-        masks = [_resized(known[tap], size) for tap in taps if tap in known]
+            logits = maps[tap].float()
+            probabilities = probabilities + weight * _resized(logits.softmax(1), size)
+            total = total + weight * _resized(logits.logsumexp(1, keepdim=True), size)
+        maps[LOGITS] = (log_scores(probabilities) + total).to(inputs.dtype)
+        masks = [resize_nearest(known[tap], size) for tap in taps if tap in known]
         if masks:
             known[LOGITS] = torch.stack(masks).all(0)
         return Answer(maps, known)
 
     @staticmethod
     def _settings(teacher: Any, class_map: Any) -> dict[str, Any]:
-        """Return a teacher's settings; the map of the ensemble is that of each, though applied to the mean."""
+        """Return a teacher's settings, with the ensemble's map, so that it admits other classes."""
         settings = checked_teacher(teacher)
         return settings if class_map is None else {**settings, 'class_map': class_map}
 
@@ -158,5 +160,7 @@ class EnsembleTeacher(Teacher):
         return int(number), inner
 
 
-def _resized(mask: Tensor, size: tuple[int, ...]) -> Tensor:
-    return F.interpolate(mask[:, None].float(), size, mode='nearest')[:, 0].bool()
+def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    if maps.shape[2:] == size:
+        return maps
+    return F.interpolate(maps, size, mode='bilinear', align_corners=False)

@@ -53,7 +53,9 @@ class TeacherFirstLookHook(Hook):
         for number in range(count):
             try:
                 areas += _areas(model, dataset[number * len(dataset) // count])
-            except torch.OutOfMemoryError:  # a whole image, where training has crops
+            except Exception as error:  # a whole image may not fit the memory or the network, though crops do
+                reason = str(error).strip().partition('\n')[0]
+                runner.logger.info(f'teacher not tried on whole validation images: {reason}')
                 break
             seen += 1
             if time.monotonic() > begin + self.seconds:

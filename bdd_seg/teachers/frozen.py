@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class FrozenModule:
         taps: The maps that are wanted, as for :class:`~bdd_seg.distill.taps.Tap`. ``'logits'`` is what
             ``forward`` returns, if that is a tensor.
         forward: Called as ``forward(model, inputs)`` to run it.
+        read: Called as ``read(model, inputs, name, output)`` to make a map of what a tapped module put out;
+            by default the output is the map.
         precision: None for that of the autocast around the call, if any. ``'bf16'`` for bfloat16 autocast
             with weights kept in bfloat16, which changes the answers slightly.
         compile: Whether to run through ``torch.compile``. Where that fails, a warning says so, and the
@@ -50,6 +53,7 @@ class FrozenModule:
         forward: Callable[[nn.Module, Tensor], Any] = nn.Module.__call__,
         precision: str | None = None,
         compile: bool = False,
+        read: Callable[[nn.Module, Tensor, str, Any], Any] | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.taps = sorted(taps)
@@ -58,6 +62,7 @@ class FrozenModule:
         self._inner_taps = [tap for tap in self.taps if tap != LOGITS]
         find_taps(model, self._inner_taps)
         self._forward = forward
+        self._read = read
         self._run: Callable[[Tensor], dict[str, Tensor]] = self._tapped
         self._is_ready = False
 
@@ -113,9 +118,9 @@ class FrozenModule:
         mmcv folds a BatchNorm into the convolution that its module names before it, which is not in every
         network the one that runs before it. And a tap may want what lies between the two.
         """
+        original = self._try(model, image)  # also where a tap sees that an output is changed in place
         if not any(isinstance(module, _BatchNorm) for module in model.modules()):
             return model
-        original = self._try(model, image)
         try:
             folded = fuse_conv_bn(copy.deepcopy(model))
             changed = self._try(folded, image)
@@ -158,7 +163,8 @@ class FrozenModule:
         return self._maps(self.model, inputs)
 
     def _maps(self, model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-        with Tap(model, self._inner_taps) as outputs:
+        read = None if self._read is None else partial(self._read, model, inputs)
+        with Tap(model, self._inner_taps, read) as outputs:
             logits = self._forward(model, inputs)
         return {**outputs, LOGITS: logits} if LOGITS in self.taps else outputs
 

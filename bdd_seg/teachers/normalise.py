@@ -56,7 +56,7 @@ def renormalise(
     images = inputs * _per_channel(source.std, inputs) + _per_channel(source.mean, inputs)
     if channels is not None:
         images = images[:, list(channels)]
-    elif source.swapped != target.swapped:
+    elif source.swapped != target.swapped and images.shape[1] == 3:  # as mmseg does
         images = images.flip(1)
     return (images - _per_channel(target.mean, inputs)) / _per_channel(target.std, inputs)
 

@@ -50,6 +50,17 @@ def test_the_mean_of_the_probabilities(settings, tiny_configs, batch, weights, s
     assert not answer.known
 
 
+def test_a_teacher_averaged_with_itself_stays_the_same(settings, tiny_configs, batch):
+    """Its logits, too: over the positions they are compared as they are."""
+    student = build(tiny_configs['student'])
+    teacher = EnsembleTeacher([settings[0], settings[0]])
+    teacher.build(student, [None])
+    (expected,) = answers(settings[:1], student, batch[0])
+    confident = expected[LOGITS].softmax(1) > 1e-5
+    found = teacher(*batch).maps[teacher.logits_tap]
+    torch.testing.assert_close(found[confident], expected[LOGITS][confident], atol=1e-3, rtol=1e-4)
+
+
 def test_members_of_other_sizes_are_brought_to_the_grid_of_the_first(settings, tiny_configs, batch):
     student = build(tiny_configs['student'])
     settings[1]['input_size'] = [64, 128]  # twice the size of the images

@@ -97,7 +97,7 @@ def describe(model: SegDistiller, images: Images) -> Manifest:
         num_classes=teacher.facts.num_classes,
         class_names=None if teacher.class_names is None else list(teacher.class_names),
         logits_tap=teacher.logits_tap,
-        strides={tap: [side // cells for cells in output.shape[2:]] for tap, output in maps.items()},
+        strides={tap: [max(side // cells, 1) for cells in output.shape[2:]] for tap, output in maps.items()},
         align_corners=teacher.facts.align_corners,
         pipeline=json.loads(json.dumps(transforms, default=str)),
     )
