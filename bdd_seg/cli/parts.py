@@ -250,7 +250,7 @@ def check_dataset(settings: Any, key: str) -> None:
     if not isinstance(settings, Mapping):
         return
     check_built(settings, key, registries.DATASETS)
-    for name in ('dataset', 'datasets'):
+    for name in ('dataset', 'datasets', 'unlabelled'):
         for inner, where in _each(settings.get(name), f'{key}.{name}'):
             check_dataset(inner, where)
     _check_pipeline(settings.get('pipeline'), f'{key}.pipeline')

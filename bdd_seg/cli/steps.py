@@ -30,6 +30,7 @@ HOOKS = {
         'finite': 'FiniteLossHook',
         'loss_state': 'LossStateHook',
         'teacher_first_look': 'TeacherFirstLookHook',
+        'unlabelled': 'UnlabelledHook',
         'pretrained': 'PretrainedHook',
         'rehearsal': 'RehearsalHook',
     },

@@ -1,5 +1,7 @@
-"""Data sets: CamVid, and generated street scenes."""
+"""Data sets: CamVid, images without labels, and generated street scenes."""
 
 from bdd_seg.datasets.camvid import CamVidDataset
+from bdd_seg.datasets.unlabelled import MixedSampler, UnlabelledImages, WithUnlabelled
+from bdd_seg.datasets.unlabelled_hook import UnlabelledHook
 
-__all__ = ['CamVidDataset']
+__all__ = ['CamVidDataset', 'MixedSampler', 'UnlabelledHook', 'UnlabelledImages', 'WithUnlabelled']

@@ -67,6 +67,11 @@ class SegDistiller(EncoderDecoder):
             raise ConfigError(f'model.balance_gradients must be a positive number, got {balance_gradients!r}')
         if 'num_stages' in segmentor and not isinstance(self, CascadeEncoderDecoder):
             raise ConfigError('the student is a cascade: distil it with type="CascadeSegDistiller"')
+        if 'image_encoder' in segmentor:
+            raise ConfigError(
+                'the student is a MultimodalEncoderDecoder (SAN), which cannot be distilled: only an '
+                'EncoderDecoder or CascadeEncoderDecoder can. As a teacher it can be used'
+            )
         super().__init__(*args, **segmentor)
         taps = [(loss.pop('student_tap', None), loss.pop('teacher_tap', None)) for loss in losses]
         self._logits_tap = default_tap(self) if any(tap is None for tap, _ in taps) else None

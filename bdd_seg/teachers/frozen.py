@@ -65,6 +65,7 @@ class FrozenModule:
         self._read = read
         self._run: Callable[[Tensor], dict[str, Tensor]] = self._tapped
         self._is_ready = False
+        self._memory_format = torch.channels_last
 
     @property
     def is_compiled(self) -> bool:
@@ -77,8 +78,8 @@ class FrozenModule:
         Args:
             inputs: (N, C, H, W), normalised as the network expects.
         """
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
         self._get_ready(inputs)
+        inputs = inputs.contiguous(memory_format=self._memory_format)
         # SegNeXt's head draws random numbers even in eval mode. They are the same ones each time, and the
         # student's own are left alone.
         with torch.random.fork_rng(devices=[]), torch.inference_mode(), self._autocast(inputs.device):
@@ -99,7 +100,7 @@ class FrozenModule:
         if not self._is_ready:
             self.model = self._folded(self.model.to(inputs.device), inputs[:1])
             self.model.eval().requires_grad_(False)
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+            self.model.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # torch's stub
             if self.precision is not None:
                 for module in self.model.modules():
                     if isinstance(module, nn.Conv2d | nn.Linear):
@@ -116,14 +117,20 @@ class FrozenModule:
         """Return the network with folded BatchNorm, if that gives the same answers, else as it is.
 
         mmcv folds a BatchNorm into the convolution that its module names before it, which is not in every
-        network the one that runs before it. And a tap may want what lies between the two.
+        network the one that runs before it. And a tap may want what lies between the two. The trial also
+        tells whether the network runs channels-last, and whether a tapped output is changed in place.
         """
-        original = self._try(model, image)  # also where a tap sees that an output is changed in place
+        images = image.repeat(2, 1, 1, 1)  # of one, any view can be taken
+        try:
+            original = self._try(model, images.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:  # DMNet takes views of maps that are not contiguous then
+            self._memory_format = torch.contiguous_format
+            original = self._try(model, images)
         if not any(isinstance(module, _BatchNorm) for module in model.modules()):
             return model
         try:
             folded = fuse_conv_bn(copy.deepcopy(model))
-            changed = self._try(folded, image)
+            changed = self._try(folded, images.contiguous(memory_format=self._memory_format))
         except Exception as error:  # mmcv can fold no BatchNorm without weights or statistics
             reason = f'{type(error).__name__}: {error}'
         else:

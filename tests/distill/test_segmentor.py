@@ -413,7 +413,7 @@ def test_without_a_runner_the_first_loss_builds_the_teacher(tiny_configs, batch)
         ),
         (
             {'distill_losses': [{'type': 'BDDLoss', 'student_tap': 3}]},
-            "model.distill_losses.0.student_tap must be the dotted name of a module or 'package.module:function', got 3",
+            'model.distill_losses.0.student_tap must be the dotted name of a module or .*, got 3',
         ),
         ({'distill_losses': [{'type': 'BDDLoss', 'loss_name': 3}]}, "contains 'loss'.*got 3"),
         ({'distill_losses': [{'type': 'BDDLoss', 'tau_forward': 0}]}, 'tau_forward must be a positive'),

@@ -16,11 +16,6 @@ TAPS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _point_sample(monkeypatch):
-    tiny_segmentors.give_point_sample(monkeypatch)
-
-
 def predicted(model, images, samples) -> torch.Tensor:
     """What mmseg's own inference says, (N, C, H, W)."""
     return torch.stack([sample.seg_logits.data for sample in model.predict(images, samples)])

@@ -16,8 +16,12 @@ def apply() -> None:
         checkpoints,
         configs,
         console,
+        point_sample,
     )
 
     # The console comes first: importing mmseg is what it keeps quiet.
-    for patch in (console, activation_checkpointing, atomic_files, bfloat16, checkpoints, configs):
+    for patch in (
+        *(console, activation_checkpointing, atomic_files, bfloat16, checkpoints, configs),
+        point_sample,
+    ):
         patch.apply()

@@ -79,12 +79,21 @@ def type_name(settings: Mapping[str, Any]) -> str:
 
 
 def leaf_datasets(settings: dict[str, Any], where: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the data sets that a data set's settings wrap, or itself, each with its dotted key."""
-    wrapped = [key for key in ('dataset', 'datasets') if key in settings]  # Repeat and MultiImageMix, Concat
+    """Yield the data sets that a data set's settings wrap, or itself, each with its dotted key.
+
+    Images without labels get the pipeline of the labelled ones beside them written into their settings if
+    they have none, since whatever changes pipelines must change both.
+    """
+    # Repeat, MultiImageMix and WithUnlabelled; Concat; WithUnlabelled.
+    wrapped = [key for key in ('dataset', 'datasets', 'unlabelled') if key in settings]
     if not wrapped:
         yield settings, where
     for key in wrapped:
         for inner in settings[key] if isinstance(settings[key], list) else [settings[key]]:
+            if key == 'unlabelled':
+                labelled, _ = next(leaf_datasets(settings['dataset'], where))
+                if 'pipeline' in labelled:
+                    inner.setdefault('pipeline', labelled['pipeline'])
             yield from leaf_datasets(inner, f'{where}.{key}')
 
 
