@@ -9,6 +9,7 @@ from mmengine.config import Config
 from bdd_seg.cli.arguments import add_config_arguments, make_folder
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.cli.steps import build_runner, prepare
+from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
 
 
@@ -41,6 +42,7 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     Raises:
         ConfigError: There is no such checkpoint, or the config lacks a setting that a flag needs.
     """
+    cfg.model = plain_model(cfg.model)  # without its teacher, which may be far away
     cfg.load_from = args.checkpoint
     if not os.path.exists(args.checkpoint) and '://' not in args.checkpoint:
         raise ConfigError(f'checkpoint {args.checkpoint!r} does not exist')

@@ -140,16 +140,18 @@ class SegDistiller(EncoderDecoder):
             losses = self._balanced(self.gradient_balance, own_losses, losses)
         for name, schedule in self.schedules.items():
             losses[f'distill.{name}'] = losses[f'distill.{name}'] * schedule.warmup_factor(self._iteration)
-        if self.out_channels > 1 and self.teacher.logits_tap in answer.maps:
-            logits, label = batch.teacher_logits_and_labels()
+        logits_tap = self.teacher.logits_tap
+        if self.out_channels > 1 and logits_tap in answer.maps:
+            logits, label = batch.teacher_logits_and_labels(logits_tap)
             losses['distill.teacher_acc'] = self.teacher.accuracy(logits, label, self._ignore_index)
         return {**losses, **own_losses}
 
     @property
     def comparisons(self) -> list[tuple[nn.Module, str, str]]:
         """Each distillation loss with its student and teacher tap, once the teacher is built."""
+        final = (None, LOGITS)
         return [
-            (loss, student_tap, teacher_tap or self.teacher.logits_tap)
+            (loss, student_tap, self.teacher.logits_tap if teacher_tap in final else teacher_tap)
             for loss, (student_tap, teacher_tap) in zip(self.distill_losses, self._taps, strict=True)
         ]
 
@@ -169,7 +171,11 @@ class SegDistiller(EncoderDecoder):
             are_logits = taps == (self._logits_tap, None)
             if loss.channels == 'adapted' or (loss.channels == 'equal' and not are_logits):
                 try:
-                    loss.adapt(student(taps[0]), teacher(taps[1]))
+                    numbers = student(taps[0]), teacher(taps[1])
+                    # With a class map class logits are cut to the same classes, wherever they are tapped.
+                    are_cut = self.teacher.maps_classes and numbers == (self.out_channels, teacher(None))
+                    if loss.channels == 'adapted' or not are_cut:
+                        loss.adapt(*numbers)
                 except Exception as error:  # of any kind: networks fail on meta tensors in all ways
                     if loss.channels == 'adapted':  # others may do without
                         reasons[loss.loss_name] = f'{type(error).__name__}: {error}'
@@ -237,8 +243,8 @@ class CascadeSegDistiller(SegDistiller, CascadeEncoderDecoder):
 class _Batch:
     """The maps of one batch; each is aligned, and the labels are resized, once for all losses.
 
-    Where the teacher has other classes, class logits of both sides and their labels are those of the classes
-    that both know.
+    Where the teacher has other classes, class logits of both sides and their labels are cut to the classes
+    that both know. Maps with as many channels as either side has classes are class logits.
     """
 
     def __init__(
@@ -251,23 +257,21 @@ class _Batch:
         ignore_index: int,
     ) -> None:
         self.student_maps = student_maps
+        self.teacher_maps: dict[str, Tensor] = answer.maps
+        self.known: dict[str, Tensor] = answer.known
         self.align_corners = align_corners
-        self.logits_tap: str = teacher.logits_tap
         self._class_map = teacher.class_map
         self._ignore_index = ignore_index
-        self.teacher_maps = dict(answer.maps)
-        self.known: dict[str, Tensor] = answer.known
-        if self._class_map is not None and self.logits_tap in self.teacher_maps:
-            logits = self.teacher_maps[self.logits_tap]
-            self.teacher_maps[self.logits_tap] = self._class_map.teacher_logits(logits)
         self.seg_label = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
         self._labels: dict[tuple[int, ...], Tensor] = {}  # (H, W) → (N, H, W)
-        self._pairs: dict[tuple[str, str], Pair] = {}  # names of both taps → pair
+        self._pairs: dict[tuple[str, str, bool], Pair] = {}  # names of both taps, cut or not → pair
 
-    def teacher_logits_and_labels(self) -> tuple[Tensor, Tensor]:
+    def teacher_logits_and_labels(self, tap: str) -> tuple[Tensor, Tensor]:
         """Return the teacher's class logits (N, C, h, w) and the labels (N, h, w) on their grid."""
-        logits = self.teacher_maps[self.logits_tap]
-        return logits, self._label(self.logits_tap, tuple(logits.shape[2:]))
+        logits, is_cut = self.teacher_maps[tap], self._class_map is not None
+        if self._class_map is not None:
+            logits = self._class_map.teacher_logits(logits)
+        return logits, self._label(tuple(logits.shape[2:]), is_cut)
 
     def compare(self, loss: nn.Module, student_tap: str, teacher_tap: str) -> Tensor:
         """Return the value of a loss, a scalar.
@@ -276,16 +280,20 @@ class _Batch:
             ConfigError: The loss refuses the maps with a ``ValueError``.
         """
         known = self.known.get(teacher_tap)
+        # A loss with layers of its own from one number of channels to the other takes the maps as they are.
+        is_cut = getattr(loss, 'channels', 'any') != 'adapted' and self._are_logits(student_tap, teacher_tap)
         label: Tensor | None
         try:
             if isinstance(loss, DistillLoss):
-                pair = self._aligned(student_tap, teacher_tap)
+                pair = self._aligned(student_tap, teacher_tap, is_cut)
                 student, teacher, label, known = pair.student, pair.teacher, pair.label, pair.mask
-            else:  # other modules get the maps as they are
-                student, teacher = self._maps(student_tap, teacher_tap)
-                label = self._label(teacher_tap)
+            else:  # other modules get the maps at their own sizes
+                student, teacher = self._maps(student_tap, teacher_tap, is_cut)
+                label = self._label(tuple(self.seg_label.shape[1:]), is_cut)
             mask = {} if known is None else {'mask': known}
             return loss(student, teacher, seg_label=label, align_corners=self.align_corners, **mask)
+        except ConfigError:
+            raise
         except ValueError as error:
             shapes = tuple(self.student_maps[student_tap].shape), tuple(self.teacher_maps[teacher_tap].shape)
             raise ConfigError(
@@ -293,30 +301,32 @@ class _Batch:
                 f'teacher {teacher_tap!r} {shapes[1]}: {error}'
             ) from error
 
-    def _aligned(self, student_tap: str, teacher_tap: str) -> Pair:
-        taps = student_tap, teacher_tap
-        if taps not in self._pairs:
-            student, teacher = self._maps(*taps)
-            label = self._label(teacher_tap, tuple(student.shape[2:]))
-            known = self.known.get(teacher_tap)
-            self._pairs[taps] = align(student, teacher, label, self.align_corners, known)
-        return self._pairs[taps]
+    def _are_logits(self, student_tap: str, teacher_tap: str) -> bool:
+        """Return whether two maps are class logits that a class map cuts."""
+        channels = self.student_maps[student_tap].shape[1], self.teacher_maps[teacher_tap].shape[1]
+        return self._class_map is not None and channels == self._class_map.sizes
 
-    def _maps(self, student_tap: str, teacher_tap: str) -> tuple[Tensor, Tensor]:
+    def _aligned(self, student_tap: str, teacher_tap: str, is_cut: bool) -> Pair:
+        key = student_tap, teacher_tap, is_cut
+        if key not in self._pairs:
+            student, teacher = self._maps(*key)
+            label = self._label(tuple(student.shape[2:]), is_cut)
+            known = self.known.get(teacher_tap)
+            self._pairs[key] = align(student, teacher, label, self.align_corners, known)
+        return self._pairs[key]
+
+    def _maps(self, student_tap: str, teacher_tap: str, is_cut: bool) -> tuple[Tensor, Tensor]:
         student, teacher = self.student_maps[student_tap], self.teacher_maps[teacher_tap]
-        if self._class_map is not None and teacher_tap == self.logits_tap:
-            student = self._class_map.student_logits(student)
+        if is_cut:
+            return self._class_map.student_logits(student), self._class_map.teacher_logits(teacher)
         return student, teacher
 
-    def _label(self, teacher_tap: str, size: tuple[int, ...] | None = None) -> Tensor:
-        """Return the labels at this size, (N, H, W), of the classes that the teacher's map has."""
-        size = tuple(self.seg_label.shape[1:]) if size is None else size
+    def _label(self, size: tuple[int, ...], is_cut: bool) -> Tensor:
+        """Return the labels at this size, (N, H, W), of all classes or of those that both sides know."""
         if size not in self._labels:
             self._labels[size] = resize_nearest(self.seg_label, size)
         label = self._labels[size]
-        if self._class_map is not None and teacher_tap == self.logits_tap:
-            label = self._class_map.labels(label, self._ignore_index)
-        return label
+        return self._class_map.labels(label, self._ignore_index) if is_cut else label
 
 
 class _Losses(nn.ModuleList):

@@ -87,9 +87,11 @@ class ClassMap:
 
     Attributes:
         known: Indices of the student's classes for which something stands, ascending; K of them.
+        sizes: The number of classes of the student and of the teacher.
 
     Raises:
-        ConfigError: A name is no class of its side, or fewer than two classes of the student are known.
+        ConfigError: A name is no class of its side, or one twice, or fewer than two classes of the student
+            are known.
     """
 
     def __init__(
@@ -98,9 +100,13 @@ class ClassMap:
         own = {_plain(name): index for index, name in enumerate(teacher)}
         theirs = {_plain(name): index for index, name in enumerate(student)}
         sources: dict[int, list[int]] = {}
+        seen: set[int] = set()
         for name, target in self.named(names).items():
             if _plain(name) not in own:
                 raise ConfigError(_unknown(name, 'teacher', teacher))
+            if own[_plain(name)] in seen:
+                raise ConfigError(f'teacher.class_map names the class {name!r} of the teacher twice')
+            seen.add(own[_plain(name)])
             if target is None:
                 continue
             if _plain(target) not in theirs:
@@ -113,7 +119,7 @@ class ClassMap:
             )
         self.known = sorted(sources)
         self._sources = [sources[index] for index in self.known]
-        self._teacher_classes, self._student_classes = len(teacher), len(student)
+        self.sizes = len(student), len(teacher)
         self._unknown = [name for index, name in enumerate(student) if index not in sources]
 
     @staticmethod
@@ -139,9 +145,9 @@ class ClassMap:
 
     def teacher_logits(self, logits: Tensor) -> Tensor:
         """Return the teacher's logits (N, C_t, h, w) as logits of the K known classes, (N, K, h, w)."""
-        if logits.shape[1] != self._teacher_classes:
+        if logits.shape[1] != self.sizes[1]:
             raise ConfigError(
-                f'teacher.class_map needs one logit for each of the {self._teacher_classes} classes of the '
+                f'teacher.class_map needs one logit for each of the {self.sizes[1]} classes of the '
                 f'teacher, which gives {logits.shape[1]}'
             )
         # exp(logsumexp) adds the probabilities; the common denominator of the softmax cancels.
@@ -149,23 +155,32 @@ class ClassMap:
 
     def student_logits(self, logits: Tensor) -> Tensor:
         """Return the K known classes (N, K, H, W) of the student's logits (N, C_s, H, W)."""
-        return logits if len(self.known) == self._student_classes else logits[:, self.known]
+        return logits if len(self.known) == self.sizes[0] else logits[:, self.known]
 
     def labels(self, label: Tensor, ignore_index: int) -> Tensor:
         """Return labels, (N, H, W) indices of the student's classes, as indices of the K known ones.
 
         Those of other classes become ``ignore_index``.
+
+        Raises:
+            ConfigError: ``ignore_index`` is the index of another class among the known ones.
         """
-        table = torch.full((self._student_classes,), ignore_index, dtype=label.dtype, device=label.device)
+        if ignore_index in range(len(self.known)) and self.known[ignore_index] != ignore_index:
+            raise ConfigError(
+                f'teacher.class_map leaves {len(self.known)} classes, numbered from 0, and the ignored label '
+                f'is {ignore_index}. Ignore another label, such as 255: ignore_index of the heads and of the '
+                'data set, and data_preprocessor.seg_pad_val'
+            )
+        table = torch.full((self.sizes[0],), ignore_index, dtype=label.dtype, device=label.device)
         table[self.known] = torch.arange(len(self.known), dtype=label.dtype, device=label.device)
-        is_class = (label >= 0) & (label < self._student_classes) & (label != ignore_index)
-        return torch.where(is_class, table[label.clamp(0, self._student_classes - 1).long()], ignore_index)
+        is_class = (label >= 0) & (label < self.sizes[0]) & (label != ignore_index)
+        return torch.where(is_class, table[label.clamp(0, self.sizes[0] - 1).long()], ignore_index)
 
     def describe(self) -> str:
         """Return a few words for the log: how many classes are mapped, and which are unknown."""
         used = sum(map(len, self._sources))
-        text = f"{used} of the teacher's {self._teacher_classes} classes stand for {len(self.known)} of "
-        text += f'{self._student_classes}'
+        text = f"{used} of the teacher's {self.sizes[1]} classes stand for {len(self.known)} of "
+        text += f'{self.sizes[0]}'
         return text + (f'; unknown to it: {", ".join(self._unknown)}' if self._unknown else '')
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from bdd_seg.distill.settings import build, checked_teacher
 from bdd_seg.distill.taps import LOGITS
 from bdd_seg.errors import ConfigError
-from bdd_seg.losses.pair import resize_nearest
 from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.segmentors import log_scores
 
@@ -28,13 +27,13 @@ class EnsembleTeacher(Teacher):
     number first.
 
     Args:
-        teachers: Settings of two or more teachers, of any kinds.
+        teachers: Settings of two or more teachers, of any kinds but cached ones.
         weights: Their weights in the mean; equal by default.
         check_class_names: As for :class:`~bdd_seg.teachers.Teacher`.
         class_map: As for :class:`~bdd_seg.teachers.Teacher`, of the classes that all of them have.
 
     Raises:
-        ConfigError: There are fewer than two, or the weights are not as many positive numbers.
+        ConfigError: There are fewer than two, one is cached, or the weights are not as many positive numbers.
     """
 
     def __init__(
@@ -48,9 +47,11 @@ class EnsembleTeacher(Teacher):
         if not isinstance(teachers, list | tuple) or len(teachers) < 2:
             raise ConfigError(f'teacher.teachers must be a list of two or more teachers, got {teachers!r}')
         self.teachers: list[Teacher] = [
-            build(self._settings(one, class_map), f'model.teacher.teachers.{i}')
+            build(self._settings(one, class_map, check_class_names), f'model.teacher.teachers.{i}')
             for i, one in enumerate(teachers)
         ]
+        if any(teacher.gives_masks for teacher in self.teachers):
+            raise ConfigError('teacher.teachers must be live: a CachedTeacher cannot be part of an ensemble')
         weights = [1.0] * len(teachers) if weights is None else list(weights)
         if len(weights) != len(teachers) or not all(
             isinstance(weight, int | float) and weight > 0 for weight in weights
@@ -59,7 +60,6 @@ class EnsembleTeacher(Teacher):
                 f'teacher.weights must be {len(teachers)} positive numbers, one a teacher, got {weights}'
             )
         self.weights = [weight / sum(weights) for weight in weights]
-        self.gives_masks = any(teacher.gives_masks for teacher in self.teachers)
 
     @property
     def is_built(self) -> bool:
@@ -124,28 +124,28 @@ class EnsembleTeacher(Teacher):
         """
         answers = [teacher(inputs, data_samples) for teacher in self.teachers]
         maps: dict[str, Tensor] = {}
-        known: dict[str, Tensor] = {}
         for number, answer in enumerate(answers):
             maps |= {f'{number}.{tap}': output for tap, output in answer.maps.items()}
-            known |= {f'{number}.{tap}': mask for tap, mask in answer.known.items()}
         taps = [f'{number}.{teacher.logits_tap}' for number, teacher in enumerate(self.teachers)]
         size = maps[taps[0]].shape[2:]
         probabilities = total = torch.zeros((), device=inputs.device)
         for tap, weight in zip(taps, self.weights, strict=True):
             logits = maps[tap].float()
+            is_binary = logits.shape[1] == 1  # one channel with a sigmoid stands for the logits 0 and z
+            if is_binary:
+                logits = torch.cat([torch.zeros_like(logits), logits], 1)
             probabilities = probabilities + weight * _resized(logits.softmax(1), size)
             total = total + weight * _resized(logits.logsumexp(1, keepdim=True), size)
-        maps[LOGITS] = (log_scores(probabilities) + total).to(inputs.dtype)
-        masks = [resize_nearest(known[tap], size) for tap in taps if tap in known]
-        if masks:
-            known[LOGITS] = torch.stack(masks).all(0)
-        return Answer(maps, known)
+        mean = log_scores(probabilities) + total
+        maps[LOGITS] = (mean[:, 1:] - mean[:, :1] if is_binary else mean).to(inputs.dtype)
+        return Answer(maps)
 
     @staticmethod
-    def _settings(teacher: Any, class_map: Any) -> dict[str, Any]:
-        """Return a teacher's settings, with the ensemble's map, so that it admits other classes."""
+    def _settings(teacher: Any, class_map: Any, check_class_names: bool) -> dict[str, Any]:
+        """Return a teacher's settings, with what the ensemble admits."""
         settings = checked_teacher(teacher)
-        return settings if class_map is None else {**settings, 'class_map': class_map}
+        admitted: dict[str, Any] = {} if class_map is None else {'class_map': class_map}
+        return {**settings, **admitted, **({} if check_class_names else {'check_class_names': False})}
 
     def _owner(self, tap: str | None) -> tuple[int, str | None]:
         """Return the number of the teacher whose map this is, and its own tap."""

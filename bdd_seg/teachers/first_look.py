@@ -13,6 +13,7 @@ from mmseg.models.utils import resize
 from mmseg.registry import HOOKS
 from torch import Tensor, nn
 
+from bdd_seg.runtime.guards.seeding import random_state_kept
 from bdd_seg.teachers.metafile import published
 
 
@@ -42,7 +43,8 @@ class TeacherFirstLookHook(Hook):
         teacher = getattr(model, 'teacher', None)
         if teacher is None or runner.iter or runner.val_loop is None:
             return
-        if teacher.gives_masks or getattr(teacher, 'compile', False):
+        compiles = any(getattr(one, 'compile', False) for one in getattr(teacher, 'teachers', [teacher]))
+        if teacher.gives_masks or compiles:
             return
         teacher.check_data()
         if not is_main_process() or not teacher.logits_tap:
@@ -50,16 +52,17 @@ class TeacherFirstLookHook(Hook):
         dataset = runner.val_loop.dataloader.dataset
         count = min(self.images, len(dataset))
         begin, areas, seen = time.monotonic(), [], 0
-        for number in range(count):
-            try:
-                areas += _areas(model, dataset[number * len(dataset) // count])
-            except Exception as error:  # a whole image may not fit the memory or the network, though crops do
-                reason = str(error).strip().partition('\n')[0]
-                runner.logger.info(f'teacher not tried on whole validation images: {reason}')
-                break
-            seen += 1
-            if time.monotonic() > begin + self.seconds:
-                break
+        with random_state_kept():
+            for number in range(count):
+                try:
+                    areas += _areas(model, dataset[number * len(dataset) // count])
+                except Exception as error:  # whole images may not fit the memory or the network as crops do
+                    reason = str(error).strip().partition('\n')[0]
+                    runner.logger.info(f'teacher not tried on whole validation images: {reason}')
+                    break
+                seen += 1
+                if time.monotonic() > begin + self.seconds:
+                    break
         if areas:
             intersection, union = torch.stack(areas).sum(0)
             miou = 100 * (intersection / union)[union > 0].mean().item()
@@ -82,11 +85,13 @@ def _areas(model: Any, data: dict[str, Any]) -> list[Tensor]:
         class_map = model.teacher.class_map
         if class_map is not None:
             logits, label = class_map.teacher_logits(logits), class_map.labels(label, ignore_index)
-        # Labels have the size of the file, which the image may have been resized from.
-        logits = resize(logits, label.shape[1:], mode='bilinear', align_corners=model.align_corners)
         if logits.shape[1] == 1:
             return []  # a binary head decides by a threshold of its own
-        predicted = logits.argmax(1)
+        size = batch['inputs'].shape[2:]
+        logits = resize(logits, size, mode='bilinear', align_corners=model.align_corners)
+        # As mmseg does: without the padding, at the size of the file, which the labels have.
+        (result,) = model.postprocess_result(logits, [sample])
+        predicted = result.pred_sem_seg.data
     intersection, union, _, _ = IoUMetric.intersect_and_union(
         predicted.cpu(), label.cpu(), logits.shape[1], ignore_index
     )

@@ -16,7 +16,7 @@ from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
 
 from bdd_seg.distill.channels import map_channels
-from bdd_seg.distill.taps import LOGITS, run_all_heads
+from bdd_seg.distill.taps import LOGITS, find_taps, run_all_heads
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.data import class_names
 from bdd_seg.runtime.upstream.atomic_files import file_digest
@@ -88,7 +88,7 @@ class MMSegTeacher(NetworkTeacher):
         Raises:
             ConfigError: There is no such config, or the tap names no module.
         """
-        config = self.model_config(_auxiliary([tap]))
+        config = self.model_config(self._needs_auxiliary([tap]))
         model = _build_on_meta(config)
         if model is None:
             model = _build(config)
@@ -110,7 +110,7 @@ class MMSegTeacher(NetworkTeacher):
         Raises:
             ConfigError: The config or checkpoint is missing or broken, or weights do not fit the network.
         """
-        auxiliary = _auxiliary(taps)
+        auxiliary = self._needs_auxiliary(taps)
         model = _build(self.model_config(auxiliary))
         content = _load(self.checkpoint, self.describe())
         _fit_weights(model, content, self.checkpoint, self.describe(), None if auxiliary else AUXILIARY)
@@ -146,6 +146,16 @@ class MMSegTeacher(NetworkTeacher):
             'config': hashlib.sha256(settings.encode()).hexdigest(),
         }
 
+    def _needs_auxiliary(self, taps: Iterable[str | None]) -> bool:
+        """Return whether one of the maps comes from an auxiliary head."""
+        functions = [tap for tap in taps if tap is not None and ':' in tap]
+        modules = [tap for tap in taps if tap is not None and ':' not in tap]
+        if functions:
+            config = self.model_config(auxiliary=True)
+            found = find_taps(_build_on_meta(config) or _build(config), functions)
+            modules += [name for one in found.values() for name in one.modules]
+        return any(name.startswith(f'{AUXILIARY}.') for name in modules)
+
     def _classes_of_data(self) -> tuple[str, ...] | None:
         """Return the classes of the data that the config trains on, if it is a whole config."""
         config = self.config if isinstance(self.config, dict) else load_config(self.config)
@@ -177,11 +187,6 @@ class MMSegTeacher(NetworkTeacher):
         if 'type' not in model:
             raise ConfigError(f'teacher config {self.describe()} has no model')
         return {key: value for key, value in model.items() if auxiliary or key != AUXILIARY}
-
-
-def _auxiliary(taps: Iterable[str | None]) -> bool:
-    """Return whether one of the taps is in an auxiliary head."""
-    return any(tap is not None and tap.startswith(f'{AUXILIARY}.') for tap in taps)
 
 
 def _load(checkpoint: str | Path, teacher: str, device: str = 'cpu') -> dict[str, Any]:

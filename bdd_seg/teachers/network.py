@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from mmseg.models import BaseSegmentor
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
-from bdd_seg.distill.taps import check_map
+from bdd_seg.distill.taps import LOGITS, check_map
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream import bfloat16
 from bdd_seg.teachers.base import Answer, Teacher
@@ -97,6 +98,7 @@ class NetworkTeacher(Teacher):
         self.network: FrozenModule | None = None
         self._facts: Network | None = None
         self._source = Normalisation()
+        self._has_answered = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), 'network': None, '_facts': None}
@@ -157,7 +159,7 @@ class NetworkTeacher(Teacher):
         """
         taps = list(taps)
         facts = self.load(taps)
-        if facts.logits_tap is None and None in taps:
+        if facts.logits_tap is None and {None, LOGITS} & {*taps}:
             raise ConfigError(
                 f'teacher ({self.describe()}): it has no class logits. Compare features: give each loss '
                 "student_tap and teacher_tap, such as teacher_tap='...'"
@@ -192,11 +194,23 @@ class NetworkTeacher(Teacher):
             data_samples: Not needed.
 
         Raises:
-            ConfigError: A tap puts out what is no map of the images.
+            ConfigError: The network fails on its first images, or a tap puts out what is no map of them.
         """
         assert self.network is not None, 'build() comes first'
         images = self.prepare(inputs)
-        maps = self.network(images)
+        try:
+            maps = self.network(images)
+        except (ConfigError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if self._has_answered:
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                f'teacher ({self.describe()}): it fails on images {tuple(images.shape)} ({reason}). If it '
+                'takes images of one size, or of certain multiples, set teacher.input_size'
+            ) from error
+        self._has_answered = True
         for tap, output in maps.items():
             check_map(output, images, self.network.model, tap, f'teacher ({self.describe()})')
         return Answer(maps)
@@ -233,9 +247,11 @@ class NetworkTeacher(Teacher):
                 )
             images = len(self.input_channels)
         if own is not None and images is not None and own != images:
+            advice = (
+                f'. Choose {own} of them with teacher.channels={list(range(own))}' if own < images else ''
+            )
             raise ConfigError(
-                f'the teacher ({self.describe()}) takes images of {own} channels, and gets {images}. Choose '
-                f'{own} of them with teacher.channels={list(range(own))}'
+                f'the teacher ({self.describe()}) takes images of {own} channels, and gets {images}{advice}'
             )
 
 

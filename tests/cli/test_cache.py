@@ -71,7 +71,7 @@ def test_the_cache_holds_the_teachers_logits_for_whole_images(made, tiny_configs
     assert f'{folder}: 8 images run, 0 were there already' in output
     cache = TeacherCache(folder)
     assert cache.manifest.strides == {LOGITS: [8, 8]}
-    assert cache.manifest.class_names is None  # the checkpoint has no meta
+    assert cache.manifest.class_names[:2] == ['road', 'sidewalk']  # of the teacher's own data set
     network = build(tiny_configs['teacher'])
     network.load_state_dict(torch.load(tiny_configs['checkpoint'], weights_only=True)['state_dict'])
     network.eval()

@@ -121,7 +121,8 @@ def mapped(tiny_configs, batch):
         cfg = Config.fromfile(tiny_configs['distilled'])
         cfg.model.decode_head.num_classes = cfg.model.auxiliary_head.num_classes = 11
         cfg.model.teacher.update({'class_map': 'cityscapes_to_camvid', **teacher})
-        return build(cfg, distill_losses=[{'type': loss} for loss in losses])
+        losses = [{'type': loss} if isinstance(loss, str) else loss for loss in losses]
+        return build(cfg, distill_losses=losses)
 
     for sample in batch[1]:
         sample.gt_sem_seg.data = sample.gt_sem_seg.data % 11
@@ -162,3 +163,48 @@ def test_without_names_there_is_no_map(mapped, batch):
         ConfigError, match="needs the names of the classes, and the student's data set has none"
     ):
         model.loss(*batch)
+
+
+CITYSCAPES_TAPS = [
+    {'teacher_tap': 'decode_head.conv_seg'},
+    {'teacher_tap': 'logits'},
+    {'student_tap': 'decode_head.conv_seg'},
+    {'student_tap': 'logits', 'teacher_tap': 'logits'},
+]
+
+
+@pytest.mark.parametrize('taps', CITYSCAPES_TAPS)
+def test_class_logits_are_mapped_however_they_are_named(mapped, batch, taps):
+    names = {'road': 'road', 'sky': 'sky', 'car': 'car'}
+    torch.manual_seed(0)
+    expected = mapped('KDLoss', class_map=names).eval().loss(*batch)['distill.loss_kd']
+    torch.manual_seed(0)
+    model = mapped({'type': 'KDLoss', **taps}, class_map=names).eval()
+    assert not [*model.distill_losses.parameters()]  # no adapter between classes
+    assert torch.equal(model.loss(*batch)['distill.loss_kd'], expected)
+
+
+def test_auxiliary_class_logits_are_mapped_too(mapped, batch):
+    taps = {'student_tap': 'auxiliary_head.conv_seg', 'teacher_tap': 'auxiliary_head.conv_seg'}
+    names = {'road': 'road', 'sky': 'sky', 'car': 'car'}
+    model = mapped({'type': 'KDLoss', **taps}, class_map=names).train()
+    model.loss(*batch)['distill.loss_kd'].backward()
+    touched = model.auxiliary_head.conv_seg.weight.grad.flatten(1).abs().sum(1) > 0
+    assert {CAMVID[i] for i in range(11) if touched[i]} == set(names)
+
+
+def test_a_loss_with_layers_between_the_numbers_of_channels_takes_the_maps_as_they_are(mapped, batch):
+    model = mapped({'type': 'FeatureLoss'}, class_map={'road': 'road', 'sky': 'sky'}).train()
+    assert model.distill_losses[0].adapter.weight.shape[:2] == (19, 11)
+    assert model.loss(*batch)['distill.loss_feature'].isfinite()
+
+
+def test_a_label_to_ignore_that_is_the_number_of_a_known_class():
+    found = ClassMap({'cat': 'animal', 'road': 'ground', 'sky': 'sky'}, TEACHER, STUDENT)
+    assert found.known == [0, 1, 3]
+    label = torch.arange(4).view(1, 2, 2)
+    with pytest.raises(ConfigError, match='leaves 3 classes.*the ignored label is 2'):
+        found.labels(label, 2)
+    assert found.labels(label, 0).tolist() == [[[0, 1], [0, 2]]]  # class 0 keeps its number
+    with pytest.raises(ConfigError, match="names the class 'CAT' of the teacher twice"):
+        ClassMap({'cat': 'animal', 'CAT': 'animal', 'road': 'ground'}, TEACHER, STUDENT)

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -61,6 +62,24 @@ def test_a_teacher_averaged_with_itself_stays_the_same(settings, tiny_configs, b
     torch.testing.assert_close(found[confident], expected[LOGITS][confident], atol=1e-3, rtol=1e-4)
 
 
+def test_binary_heads_average_their_sigmoids(tiny_configs, tmp_path, batch):
+    """For logits 10 and −2 everywhere: the mean of the sigmoids, not the sigmoid of the mean."""
+    cfg = Config.fromfile(tiny_configs['teacher'])
+    del cfg.model.auxiliary_head
+    cfg.model.decode_head.update(num_classes=2, out_channels=1)
+    network, teachers = build(cfg), []
+    for i, bias in enumerate((10.0, -2.0)):
+        torch.nn.init.zeros_(network.decode_head.conv_seg.weight)
+        torch.nn.init.constant_(network.decode_head.conv_seg.bias, bias)
+        torch.save(network.state_dict(), tmp_path / f'{i}.pth')
+        teachers.append({'config': cfg.model.to_dict(), 'checkpoint': str(tmp_path / f'{i}.pth')})
+    teacher = EnsembleTeacher(teachers)
+    teacher.build(network, [None])
+    found = teacher(*batch).maps['logits'].sigmoid()
+    expected = (1 / (1 + math.exp(-10)) + 1 / (1 + math.exp(2))) / 2
+    torch.testing.assert_close(found, torch.full((2, 1, 4, 8), expected))
+
+
 def test_members_of_other_sizes_are_brought_to_the_grid_of_the_first(settings, tiny_configs, batch):
     student = build(tiny_configs['student'])
     settings[1]['input_size'] = [64, 128]  # twice the size of the images
@@ -106,6 +125,10 @@ def test_one_map_of_classes_for_all(settings, tiny_configs, batch):
     'change, message',
     [
         (lambda s: {'teachers': s[:1]}, 'two or more teachers'),
+        (
+            lambda s: {'teachers': [*s, {'type': 'CachedTeacher', 'cache': 'c'}]},
+            'cannot be part of an ensemble',
+        ),
         (lambda s: {'teachers': s, 'weights': [1]}, '2 positive numbers'),
         (lambda s: {'teachers': s, 'weights': [1, -1]}, '2 positive numbers'),
     ],
@@ -113,6 +136,14 @@ def test_one_map_of_classes_for_all(settings, tiny_configs, batch):
 def test_wrong_settings(settings, change, message):
     with pytest.raises(ConfigError, match=message):
         EnsembleTeacher(**change(settings))
+
+
+def test_what_the_ensemble_admits_its_members_admit(settings, tiny_configs):
+    names = [f'class {i}' for i in range(19)]
+    student = Config.fromfile(tiny_configs['student']).model
+    with pytest.raises(ConfigError, match='trained for other classes'):
+        EnsembleTeacher(settings).check(student, names)
+    EnsembleTeacher(settings, check_class_names=False).check(student, names)
 
 
 @pytest.mark.parametrize('tap', ['backbone.layer4', '2.backbone.layer4', '1'])

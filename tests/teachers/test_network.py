@@ -10,13 +10,15 @@ import torch.nn.functional as F  # noqa: N812
 from helpers import build, train
 from mmengine.config import Config
 from mmengine.model import BaseModule
+from mmengine.structures import PixelData
 from mmseg.models import BaseSegmentor
 from mmseg.registry import DATASETS, MODELS
+from mmseg.structures import SegDataSample
 from torch import nn
 
 from bdd_seg.distill.taps import MapOf, check_map
 from bdd_seg.errors import ConfigError
-from bdd_seg.teachers import MMSegTeacher
+from bdd_seg.teachers import Answer, MMSegTeacher
 from bdd_seg.teachers.first_look import _areas
 from bdd_seg.teachers.metafile import published
 
@@ -146,6 +148,12 @@ class Foreign(BaseSegmentor):
         raise NotImplementedError
 
 
+class Pooling(Foreign):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.net.append(nn.AvgPool2d(5000))
+
+
 @pytest.mark.parametrize('tap', [None, 'logits', 'net.0'])
 def test_a_segmentor_of_ones_own_teaches_by_its_output(tiny_configs, batch, tmp_path, tap):
     network = Foreign().eval()
@@ -165,6 +173,7 @@ def functions(monkeypatch):
     module.last_two = lambda model: MapOf(
         ('backbone.layer3', 'backbone.layer4'), lambda third, fourth: torch.cat([third, fourth], 1)
     )
+    module.auxiliary = lambda model: MapOf(('auxiliary_head.conv_seg',), lambda output: output)
     module.nothing = lambda model: None
     module.number = 3
     monkeypatch.setitem(sys.modules, 'own_taps', module)
@@ -249,6 +258,46 @@ def test_the_first_line_tells_how_good_the_teacher_is(tiny_configs, tmp_path):
     expected = 100 * (hits / np.maximum(union, 1))[union > 0].mean()
     assert f'mIoU {expected:.1f}' in line
     assert _areas(model, dataset[0])[0].shape == (2, 19)
+
+
+def test_the_first_look_counts_no_padding(tiny_configs):
+    """A teacher that is always right has an IoU of 1, though images are padded for it."""
+    cfg = Config.fromfile(tiny_configs['distilled'])
+    cfg.model.data_preprocessor.test_cfg = dict(size_divisor=64)
+    model = build(cfg)
+    label = torch.zeros(1, 40, 40, dtype=torch.long)
+    label[:, :20], label[:, 20:30, :20], label[:, 30:] = 0, 1, 2
+    sample = SegDataSample(metainfo={'ori_shape': (40, 40), 'img_shape': (40, 40)})
+    sample.gt_sem_seg = PixelData(data=label)
+    right = F.one_hot(F.pad(label, (0, 24, 0, 24), value=5), 19).permute(0, 3, 1, 2).float()
+
+    class Right:
+        logits_tap, class_map = 'logits', None
+
+        def __call__(self, inputs, data_samples):
+            assert inputs.shape[2:] == (64, 64)
+            return Answer({'logits': right})
+
+    model.teacher = Right()
+    ((hits, union),) = _areas(model, {'inputs': torch.zeros(3, 40, 40).byte(), 'data_samples': sample})
+    assert torch.equal(hits, union) and union.sum() == 1600
+
+
+def test_a_network_that_fails_on_its_first_images_names_the_size(tiny_configs, batch, tmp_path):
+    network = Pooling()
+    torch.save(network.state_dict(), tmp_path / 'own.pth')
+    config = {'type': Pooling, 'data_preprocessor': {'type': 'SegDataPreProcessor'}}
+    teacher = MMSegTeacher(config, tmp_path / 'own.pth')
+    teacher.build(plain_student(tiny_configs), [None])
+    with pytest.raises(ConfigError, match=r'it fails on images \(2, 3, 32, 64\) \(.*set teacher.input_size'):
+        teacher(batch[0])
+
+
+def test_a_function_may_read_an_auxiliary_head(functions, tiny_configs, batch):
+    student = build(tiny_configs['student'])
+    maps = teacher_of(tiny_configs, student, ['own_taps:auxiliary'])(batch[0]).maps
+    expected = teacher_of(tiny_configs, student, ['auxiliary_head.conv_seg'])(batch[0]).maps
+    assert torch.equal(maps['own_taps:auxiliary'], expected['auxiliary_head.conv_seg'])
 
 
 def test_the_metafiles_figure_is_found_by_the_configs_name():

@@ -2,9 +2,7 @@
 
 import copy
 import math
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.seeding import random_state_kept
 from bdd_seg.runtime.upstream.models import unwrapped
 
 # Heads that learn from another map than the labels, the map, and the transform that makes it.
@@ -49,7 +48,7 @@ class RehearsalHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Try the training data, and the validation data if it comes in batches."""
         model = unwrapped(runner.model)
-        with _random_state_kept():
+        with random_state_kept():
             self._try(runner.train_dataloader, 'train_dataloader', model, training=True)
             if runner.val_loop is not None and (runner.val_dataloader.batch_size or 1) > 1:
                 self._try(runner.val_dataloader, 'val_dataloader', model, training=False)
@@ -81,17 +80,6 @@ class RehearsalHook(Hook):
                 else:
                     advice = f'mmseg pads no images in validation: write {key}.batch_size=1'
                 raise ConfigError(f'{key}: {problem} in a batch of {size}. {advice}') from error
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _of_different_sizes(dataset: Any, number: int) -> list[int]:

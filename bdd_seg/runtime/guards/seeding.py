@@ -1,7 +1,8 @@
 """Random numbers that follow from the seed and a position in the training, and from nothing before it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,18 @@ _STEPS, _DRAWS = 0, 1
 def seed_step(seed: int, iteration: int, rank: int) -> None:
     """Seed Python, numpy and torch on all devices for one training iteration of one process."""
     torch.manual_seed(_seed_numpy_and_python(seed, _STEPS, iteration, rank))
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Let a block draw random numbers of Python, numpy and torch on the CPU, and put their states back."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 class SeededDraws(Dataset):

@@ -17,6 +17,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from bdd_seg.distill.segmentor import SegDistiller
+from bdd_seg.distill.settings import checked_teacher
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.data import name_files, without_checks
 from bdd_seg.runtime.upstream.atomic_files import file_digest
@@ -66,17 +67,20 @@ def build_model(cfg: Config, taps: Sequence[str]) -> SegDistiller:
     Raises:
         ConfigError: The config has no teacher, or the teacher cannot be built.
     """
-    teacher = cfg.model.get('teacher')
-    if teacher is None:
+    if cfg.model.get('teacher') is None:
         raise ConfigError(f'{cfg.filename} has no model.teacher: give the config of a distillation')
-    live = {key: value for key, value in teacher.items() if key != 'cache'}
-    if live.get('type') == 'CachedTeacher':
+    live = {key: value for key, value in checked_teacher(cfg.model.teacher).items() if key != 'cache'}
+    if live['type'] == 'CachedTeacher':
+        if 'config' not in live:
+            raise ConfigError(
+                f'{cfg.filename}: its teacher is a cache. Give the config with the live teacher'
+            )
         del live['type']
     model = MODELS.build({**cfg.model, 'teacher': live})
     if not isinstance(model.teacher, NetworkTeacher):
         raise ConfigError(
             f'outputs of a {type(model.teacher).__name__} cannot be cached, only of a teacher that runs one '
-            'network. Cache each teacher of an ensemble'
+            'network'
         )
     wanted = [loss.get('teacher_tap') for loss in cfg.model.distill_losses]
     model.teacher.build(model, [*wanted, *taps])
