@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import print_log
 from mmseg.registry import MODELS
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -29,12 +27,10 @@ from bdd_seg.runtime.upstream.checkpoints import (
 )
 from bdd_seg.teachers.classes import check_number_of_classes, number_of_classes
 from bdd_seg.teachers.network import Network, NetworkTeacher, input_bands
-from bdd_seg.teachers.normalise import Normalisation
+from bdd_seg.teachers.normalise import Statistic, as_data, stated_normalisation, warn_of_unit_range
 
 # The image that tells what a network returns. A multiple of 32, and of the 14 of many vision transformers.
 _SIZE = (224, 224)
-
-Statistic = Sequence[float] | float | None
 
 
 @MODELS.register_module()
@@ -207,9 +203,7 @@ class ModuleTeacher(NetworkTeacher):
 
     def _bands(self, model: nn.Module) -> int:
         """Return the number of channels of its images, as far as anything tells: 3 where nothing does."""
-        stated = max(len(self.normalisation.mean), len(self.normalisation.std))
-        chosen = len(self.input_channels or [])
-        return stated if stated > 1 else input_bands(model) or chosen or 3
+        return self.normalisation.bands or input_bands(model) or len(self.input_channels or []) or 3
 
     def _try(
         self, model: nn.Module, modules: Sequence[str] = ()
@@ -230,7 +224,7 @@ class ModuleTeacher(NetworkTeacher):
 
 
 class TappedOutputs(nn.Module):
-    """A network some of whose outputs can be tapped by their names.
+    """A network some of whose outputs can be tapped by their names, and its modules still by theirs.
 
     Args:
         network: Returns several maps.
@@ -241,8 +235,9 @@ class TappedOutputs(nn.Module):
         super().__init__()
         self.network = network
         self.names = [*names]
+        self.outputs = nn.Module()
         for name in self.names:
-            owner: nn.Module = self
+            owner = self.outputs
             for part in name.split('.'):  # a name with dots is one of modules inside each other
                 if part not in dict(owner.named_children()):
                     owner.add_module(part, nn.Identity())
@@ -253,8 +248,17 @@ class TappedOutputs(nn.Module):
         output = self.network(images)
         maps = output_maps(output)
         for name in self.names:
-            self.get_submodule(name)(maps[name])
+            self.outputs.get_submodule(name)(maps[name])
         return output
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = '', remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the outputs, then the network's modules, by the names under which they are tapped."""
+        memo = set() if memo is None else memo
+        yield prefix, self
+        for part in (self.outputs, self.network):  # of equal names, the last counts
+            yield from part.named_modules(memo, prefix, remove_duplicate)
 
 
 def output_maps(output: Any) -> dict[str, Tensor]:
@@ -284,61 +288,6 @@ def logits_of(maps: Mapping[str, Tensor], teacher: str) -> Tensor:
         f'maps {", ".join(maps) or "none"}. Compare features by teacher_tap, or let a factory of your own '
         'return a network with such an output'
     )
-
-
-def stated_normalisation(
-    mean: Statistic | EllipsisType, std: Statistic | EllipsisType, bgr_to_rgb: bool
-) -> Normalisation:
-    """Return the normalisation that a config states.
-
-    Args:
-        mean: One number a channel, one for all, or None for 0; ``...`` where it was not stated.
-        std: The same, None for 1.
-        bgr_to_rgb: Whether red comes first.
-
-    Raises:
-        ConfigError: One is not stated, or is neither.
-    """
-    values: dict[str, tuple[float, ...]] = {}
-    for key, value, default in (('mean', mean, 0.0), ('std', std, 1.0)):
-        if isinstance(value, EllipsisType):
-            raise ConfigError(
-                f'teacher.{key} is needed: that of the images with which the teacher was trained, with '
-                'values from 0 to 255. ImageNet: mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, '
-                '57.375]. For images as they are loaded: mean=None, std=None'
-            )
-        numbers = [default] if value is None else [value] if isinstance(value, int | float) else value
-        if (
-            not isinstance(numbers, Sequence)
-            or not numbers
-            or not all(isinstance(number, int | float) for number in numbers)
-            or (key == 'std' and min(numbers) <= 0)
-        ):
-            raise ConfigError(
-                f'teacher.{key} must be a number for each channel, one for all, or None, got {value!r}'
-            )
-        values[key] = tuple(map(float, numbers))
-    return Normalisation(values['mean'], values['std'], bgr_to_rgb)
-
-
-def warn_of_unit_range(normalisation: Normalisation) -> None:
-    """Warn where a normalisation seems to be that of images with values from 0 to 1."""
-    if max(normalisation.std) < 1:
-        print_log(
-            f'teacher.std={[*normalisation.std]} looks like that of images with values from 0 to 1. Those of '
-            'image files have values from 0 to 255: multiply mean and std by 255, if yours are such',
-            'current',
-            logging.WARNING,
-        )
-
-
-def as_data(normalisation: Normalisation) -> dict[str, Any]:
-    """Return a normalisation as plain data."""
-    return {
-        'mean': [*normalisation.mean],
-        'std': [*normalisation.std],
-        'bgr_to_rgb': normalisation.swapped,
-    }
 
 
 def checked_names(names: Sequence[str] | None) -> tuple[str, ...] | None:

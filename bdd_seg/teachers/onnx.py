@@ -20,17 +20,15 @@ from torch import Tensor, nn
 from bdd_seg.distill.taps import LOGITS
 from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.runtime.upstream.atomic_files import file_digest
-from bdd_seg.teachers.module import (
+from bdd_seg.teachers.module import TappedOutputs, check_names_fit, check_stated_names, checked_names
+from bdd_seg.teachers.network import Network, NetworkTeacher
+from bdd_seg.teachers.normalise import (
     Statistic,
-    TappedOutputs,
     as_data,
-    check_names_fit,
-    check_stated_names,
-    checked_names,
+    check_bands,
     stated_normalisation,
     warn_of_unit_range,
 )
-from bdd_seg.teachers.network import Network, NetworkTeacher
 
 # Older ones read what a hostile file names outside of its folder.
 _OLDEST_RUNTIME = '1.24.4'
@@ -135,9 +133,11 @@ class OnnxTeacher(NetworkTeacher):
             logits = self._output(session, None)
             num_classes = self._channels(session, logits)
         check_names_fit(names, num_classes, self.describe())
+        (images,) = session.get_inputs()
+        bands = images.shape[1] if isinstance(images.shape[1], int) else self.normalisation.bands
+        check_bands(self.normalisation, bands, self.describe())
         warn_of_unit_range(self.normalisation)
         wanted = dict.fromkeys([*features, *([] if logits is None else [logits])])
-        (images,) = session.get_inputs()
         return Network(
             model=TappedOutputs(OnnxGraph(session, list(wanted), self.describe()), features),
             forward=partial(_run, logits),
@@ -146,7 +146,7 @@ class OnnxTeacher(NetworkTeacher):
             normalisation=self.normalisation,
             class_names=names,
             input_size=self._fixed_size(images),
-            bands=images.shape[1] if isinstance(images.shape[1], int) else None,
+            bands=bands,
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -277,7 +277,7 @@ class OnnxTeacher(NetworkTeacher):
         shape = _outputs(session)[name].shape
         if len(shape) != 4 or not isinstance(shape[1], int):
             (images,) = session.get_inputs()
-            bands = images.shape[1] if isinstance(images.shape[1], int) else len(self.normalisation.mean)
+            bands = images.shape[1] if isinstance(images.shape[1], int) else self.normalisation.bands or 3
             size = self.input_size or self._fixed_size(images) or _SIZE
             graph = OnnxGraph(session, [name], self.describe())
             shape = graph(torch.zeros(1, bands, *size))[name].shape

@@ -1,8 +1,11 @@
 """A teacher from Hugging Face."""
 
 import hashlib
+import inspect
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,14 @@ from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.teachers.classes import check_number_of_classes, number_of_classes
 from bdd_seg.teachers.network import Network, NetworkTeacher, input_bands
-from bdd_seg.teachers.normalise import Normalisation
+from bdd_seg.teachers.normalise import (
+    Normalisation,
+    Statistic,
+    as_data,
+    check_bands,
+    stated_normalisation,
+    warn_of_unit_range,
+)
 from bdd_seg.teachers.segmentors import log_scores, mask_scores
 
 LAST = 'last_hidden_state'
@@ -41,6 +51,14 @@ _FIXED_SIZE = (
 )
 _SETTINGS = ['*.json', '*.txt']
 _SAFETENSORS, _PICKLES = 'model*.safetensors', 'pytorch_model*.bin'
+# The files that may name the weights, the first of which counts.
+_WEIGHTS = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
+_PROCESSORS = ('preprocessor_config.json', 'processor_config.json')
 
 
 @MODELS.register_module()
@@ -61,12 +79,13 @@ class TransformersTeacher(NetworkTeacher):
         trust_remote_code: Whether Python code beside the weights may run, for networks that ``transformers``
             does not have itself.
         mean: That of the images the network was trained with, for values 0 to 255, as in mmseg's
-            ``data_preprocessor``. By default what the model's ``preprocessor_config.json`` says.
+            ``data_preprocessor``: one number a channel, or one for all. By default what the model's
+            ``preprocessor_config.json`` says.
         std: The same.
         **options: As for :class:`~bdd_seg.teachers.NetworkTeacher`.
 
     Raises:
-        ConfigError: Only one of ``mean`` and ``std`` is given.
+        ConfigError: Only one of ``mean`` and ``std`` is given, or they are of another kind.
     """
 
     def __init__(
@@ -74,8 +93,8 @@ class TransformersTeacher(NetworkTeacher):
         model: str | Path,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Statistic = None,
+        std: Statistic = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -84,7 +103,7 @@ class TransformersTeacher(NetworkTeacher):
         self.trust_remote_code = trust_remote_code
         if (mean is None) != (std is None):
             raise ConfigError('teacher.mean and teacher.std must be given both, for values 0 to 255, or none')
-        self.normalisation = None if mean is None else Normalisation(tuple(mean), tuple(std or ()), True)
+        self.normalisation = None if mean is None else stated_normalisation(mean, std, bgr_to_rgb=True)
 
     def describe(self) -> str:
         """Return the folder, or the name on the hub and the revision."""
@@ -134,7 +153,7 @@ class TransformersTeacher(NetworkTeacher):
                 model.add_module(LAST, nn.Identity())
             images = torch.empty(1, input_bands(model) or 3, *(_fixed_size(config) or (256, 256)))
             with torch.no_grad(), Tap(model.eval(), [tap], partial(_read, model, images)) as outputs:
-                _run(model, images)
+                _run(model, images, _options(model))
         return outputs[tap].shape[1]
 
     def load(self, taps: Sequence[str | None]) -> Network:
@@ -142,29 +161,30 @@ class TransformersTeacher(NetworkTeacher):
 
         Raises:
             ConfigError: ``transformers`` is not installed, files are missing or hold more than data, the
-                weights do not fit, or nothing tells the normalisation.
+                weights do not fit, or nothing tells a normalisation for as many channels as it takes.
         """
         folder = self._fetch([*_SETTINGS, _SAFETENSORS])
-        if not any(folder.glob('*.safetensors')):
+        if not _weight_files(folder):
             folder = self._fetch([*_SETTINGS, _PICKLES])
         config = self._config(folder)
         normalisation = self._normalisation(folder)
-        forward = _run
-        if _name(config) == _ONEFORMER:
-            forward = partial(_run, task=self._task(config, folder))
+        task = self._task(config, folder) if _name(config) == _ONEFORMER else None
         has_classes = self._has_classes(config)
         model = self._load(config, folder)
+        bands = input_bands(model) or normalisation.bands
+        check_bands(normalisation, bands, self.describe())
+        warn_of_unit_range(normalisation)
         if not has_classes:
             model.add_module(LAST, nn.Identity())  # through which _run passes the last map
         return Network(
             model=model,
-            forward=forward,
+            forward=partial(_run, options=_options(model), task=task),
             logits_tap=LOGITS if has_classes else None,
             num_classes=config.num_labels if has_classes else None,
             normalisation=normalisation,
             class_names=_class_names(config) if has_classes else None,
             input_size=_fixed_size(config),
-            bands=input_bands(model),
+            bands=bands,
             read=_read,
         )
 
@@ -172,24 +192,23 @@ class TransformersTeacher(NetworkTeacher):
         """Return what tells this teacher from another.
 
         Returns:
-            ``checkpoint``: the SHA-256 of its files, None where they are not on this machine;
-            ``normalisation`` of its input where the config has it; ``precision``; and the size and channels
-            of its input where they are set.
+            ``checkpoint``: the SHA-256 of its settings and weights, of those files alone that are read; None
+            where the weights are not on this machine. ``normalisation`` of its input where the config has
+            it; ``precision``; and the size and channels of its input where they are set.
         """
-        try:
-            folder = self._fetch([], offline=True)
-        except ConfigError:
-            digest = None
-        else:
-            suffixes = ('.json', '.safetensors', '.bin')
-            files = [file for file in sorted(folder.glob('*')) if file.suffix in suffixes]
-            listed = '\n'.join(f'{file.name} {file_digest(file)}' for file in files)
-            digest = hashlib.sha256(listed.encode()).hexdigest()
         own = self.normalisation
+        digest = None
+        with suppress(ConfigError):  # where it is not on this machine
+            folder = self._fetch([], offline=True)
+            if weights := _weight_files(folder):
+                settings = ['config.json', *(_PROCESSORS if own is None else ())]
+                files = [file for file in map(folder.joinpath, settings) if file.is_file()]
+                listed = '\n'.join(f'{file.name} {file_digest(file)}' for file in [*files, *weights])
+                digest = hashlib.sha256(listed.encode()).hexdigest()
         return {
             **super().fingerprint(),
             'checkpoint': digest,
-            'normalisation': None if own is None else [list(own.mean), list(own.std)],
+            'normalisation': None if own is None else as_data(own),
         }
 
     def _error(self, problem: str) -> ConfigError:
@@ -263,7 +282,7 @@ class TransformersTeacher(NetworkTeacher):
     def _load(self, config: Any, folder: Path) -> nn.Module:
         kind = self._class(config)
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), _quiet():
                 model, info = kind.from_pretrained(
                     folder,
                     config=config,
@@ -278,9 +297,11 @@ class TransformersTeacher(NetworkTeacher):
                 f'it cannot be loaded ({type(error).__name__}: {_first_line(error)}). Its weights must be a '
                 'model.safetensors, or a pytorch_model.bin that holds tensors only'
             ) from error
+        # No map comes from a pooler, and several backbones on the hub, such as DINO, are saved without.
+        missing = [key for key in info['missing_keys'] if not key.startswith('pooler.')]
         problems = []
         for problem, keys in (
-            ('missing', info['missing_keys']),
+            ('missing', missing),
             ('unexpected', info['unexpected_keys']),
             ('of another shape', [key for key, *_ in info['mismatched_keys']]),
         ):
@@ -343,6 +364,35 @@ def _library() -> Any:
     return transformers
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's progress bars and tables out of the console for a block."""
+    logging = _library().logging
+    verbosity = logging.get_verbosity()
+    hook = logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, 'disable': True}))
+    logging.set_verbosity_error()  # what does not fit is raised
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(hook)
+        logging.set_verbosity(verbosity)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights, as the library chooses them; none if one is missing."""
+    for file in map(folder.joinpath, _WEIGHTS):
+        if not file.is_file():
+            continue
+        if file.suffix != '.json':
+            return [file]
+        try:
+            shards = {folder / name for name in json.loads(file.read_text())['weight_map'].values()}
+        except (ValueError, LookupError, TypeError, AttributeError):  # it is damaged
+            return []
+        return [file, *sorted(shards)] if all(shard.is_file() for shard in shards) else []
+    return []
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -370,24 +420,34 @@ def _normalisation(settings: Mapping[str, Any]) -> Normalisation:
 
     Raises:
         KeyError: They do not say it.
+        ValueError: They are no numbers, or a standard deviation cannot be one.
     """
     scale = settings.get('rescale_factor', 1 / 255) if settings.get('do_rescale', True) else 1.0
-    mean, std = (0.0,), (1.0,)
+    mean, std = 0.0, 1.0
     if settings.get('do_normalize', True):
-        mean, std = tuple(settings['image_mean']), tuple(settings['image_std'])
-    return Normalisation(
-        tuple(float(value) / scale for value in mean),
-        tuple(float(value) / scale for value in std),
-        swapped=not settings.get('do_flip_channel_order', False),
+        mean, std = settings['image_mean'], settings['image_std']
+    means, stds = (
+        tuple(float(number) / scale for number in (value if isinstance(value, list) else [value]))
+        for value in (mean, std)
     )
+    if not means or not stds or not all(0 < number < math.inf for number in stds):
+        raise ValueError(f'its image_mean is {mean}, its image_std {std}')
+    return Normalisation(means, stds, swapped=not settings.get('do_flip_channel_order', False))
 
 
-def _run(model: Any, images: Tensor, task: Tensor | None = None) -> Tensor | None:
+def _options(model: Any) -> dict[str, Any]:
+    """Return what a network is called with beside images, so that it takes any size if it can."""
+    name = 'interpolate_pos_encoding'  # of ViT and others, which take one size only without it
+    return {name: True} if name in inspect.signature(model.forward).parameters else {}
+
+
+def _run(model: Any, images: Tensor, options: Mapping[str, Any], task: Tensor | None = None) -> Tensor | None:
     """Return the class logits (N, C, h, w) of a network, None if it has none.
 
     Args:
         model: The network.
         images: (N, bands, H, W), normalised as it expects.
+        options: Further arguments of it.
         task: What tells OneFormer its task, (1, L).
     """
     patch = _patch(model.config)
@@ -396,7 +456,7 @@ def _run(model: Any, images: Tensor, task: Tensor | None = None) -> Tensor | Non
         size = [patch * cells for cells in _cells(images, patch, round)]
         images = F.interpolate(images, size, mode='bilinear', align_corners=False)
     tasks = {} if task is None else {'task_inputs': task.to(images.device).expand(len(images), -1)}
-    output = model(pixel_values=images, **tasks)
+    output = model(pixel_values=images, **options, **tasks)
     if 'masks_queries_logits' in output:
         return log_scores(mask_scores(output['class_queries_logits'], output['masks_queries_logits']))
     if hasattr(model, LAST):
@@ -421,6 +481,8 @@ def _read(model: nn.Module, images: Tensor, name: str, output: Any) -> Any:
     if not isinstance(output, Tensor) or output.dim() != 3:
         return output
     config = _config_at(model, name)
+    if output.shape[1] == _queries(config):  # as many tokens as there may be places, and none of them
+        return output
     special = 1 + (getattr(config, 'num_register_tokens', None) or 0)
     # A class, perhaps a distillation token, registers, and EoMT's queries come first.
     prefixes = {0, 1, 2, special, special + (getattr(config, 'num_queries', None) or 0)}
@@ -453,6 +515,12 @@ def _config_at(model: nn.Module, name: str) -> Any:
             return config
         name = name.rpartition('.')[0]
     return model.config
+
+
+def _queries(config: Any) -> int | None:
+    """Return the number of queries of a network that proposes masks, None for others."""
+    parts = (config, getattr(config, 'decoder_config', None))
+    return next((number for part in parts if (number := getattr(part, 'num_queries', None))), None)
 
 
 def _patch(config: Any) -> int | None:

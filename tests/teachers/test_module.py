@@ -3,6 +3,8 @@
 import copy
 import logging
 import random
+import runpy
+import sys
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 
@@ -10,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, build, logged, run, train
+from helpers import ROOT, build
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmseg.apis import init_model
+from mmseg.registry import MODELS
 from safetensors.torch import save_file
 from torch import nn
 
@@ -35,6 +38,7 @@ FORMS = {
     'tuple': lambda logits, features: (logits, features),
     'list': lambda logits, features: [logits, features],
     'labels': lambda logits, features: logits.argmax(1),
+    'network': lambda logits, features: {'logits': logits, 'network': features},
 }
 
 
@@ -124,7 +128,7 @@ def built(student, taps=(None,), module='test_module:net', **settings):
     return teacher
 
 
-@pytest.mark.parametrize('form', [form for form in FORMS if form != 'labels'])
+@pytest.mark.parametrize('form', [form for form in FORMS if form not in ('labels', 'network')])
 def test_answers_as_the_network_alone(student, inputs, images, trained, tmp_path, form):
     checkpoint = tmp_path / 'trained.pth'
     teacher = built(student, arguments={'form': form}, checkpoint=checkpoint)
@@ -145,7 +149,7 @@ def test_safetensors_and_the_stated_normalisation(student, inputs, images, train
 
 
 def test_features_of_a_list_by_number_and_by_module(student, inputs, images):
-    teacher = built(student, ['0', '1', 'network.high'], module='test_module:pyramid')
+    teacher = built(student, ['0', '1', 'high'], module='test_module:pyramid')
     assert teacher.logits_tap == ''
     network = teacher.model.network
     expected = network(images.float())
@@ -153,11 +157,11 @@ def test_features_of_a_list_by_number_and_by_module(student, inputs, images):
     assert {tap: tuple(output.shape) for tap, output in maps.items()} == {
         '0': (2, 8, 16, 32),
         '1': (2, 16, 8, 16),
-        'network.high': (2, 16, 8, 16),
+        'high': (2, 16, 8, 16),
     }
     for tap, output in zip('01', expected, strict=True):
         torch.testing.assert_close(maps[tap], output, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(maps['network.high'].tanh(), expected[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(maps['high'].tanh(), expected[1], atol=1e-5, rtol=1e-4)
     by_module = built(student, ['low'], module='test_module:pyramid')
     assert [*by_module(inputs).maps] == ['low']
     with pytest.raises(ConfigError, match=r"'2' names no module .*Names nearby: .*0, 1"):
@@ -165,12 +169,12 @@ def test_features_of_a_list_by_number_and_by_module(student, inputs, images):
 
 
 def test_features_beside_logits(student, inputs):
-    teacher = built(student, [None, 'hidden', 'network.stem'], arguments={'form': 'logits'})
+    teacher = built(student, [None, 'hidden', 'stem'], arguments={'form': 'logits'})
     maps = teacher(inputs).maps
-    assert [*maps] == ['hidden', 'network.stem', 'logits']
+    assert [*maps] == ['hidden', 'stem', 'logits']
     torch.testing.assert_close(teacher.model.network.classify(maps['hidden']), maps['logits'])
-    with pytest.raises(ConfigError, match=r"'stem' names no module.*Names nearby: .*network\.stem"):
-        built(student, [None, 'hidden', 'stem'], arguments={'form': 'logits'})
+    named_alike = built(student, ['network', 'norm'], arguments={'form': 'network'})(inputs).maps
+    torch.testing.assert_close(named_alike['network'], named_alike['norm'].relu())
 
 
 def test_a_function_finds_a_map(student, inputs):
@@ -187,6 +191,8 @@ def test_channels_of_maps_before_it_is_built():
     assert channels('stem') == 8
     assert channels('1', module='test_module:pyramid') == 16
     assert channels('high', module='test_module:pyramid') == 16
+    for tap in ('stem', 'hidden'):  # as they are spelled when it is built
+        assert channels(tap, arguments={'form': 'logits'}) == 8
     with pytest.raises(ConfigError, match="'stern' names no module.*stem"):
         channels('stern')
 
@@ -249,6 +255,8 @@ def test_classes_and_their_map(student):
         ({'std': ...}, r'teacher.std is needed'),
         ({'std': [1, 0, 1]}, r'teacher.std must be a number for each channel'),
         ({'mean': 'imagenet'}, r"teacher.mean must be .*got 'imagenet'"),
+        ({'std': float('nan')}, r'teacher.std must be .*got nan'),
+        ({'mean': [1, 2, 3], 'std': [1, 2]}, r'teacher.mean and teacher.std must be for as many channels'),
         ({'module': 'test_module:nett'}, r"teacher.module: 'test_module:nett' cannot be imported"),
         ({'module': 'absent_package:net'}, r"teacher.module: 'absent_package:net' cannot be imported"),
         ({'module': net}, r"teacher.module must be 'package.module:factory'"),
@@ -335,11 +343,11 @@ def distiller(tiny_configs, teacher, **changes):
 
 
 def test_teaches_as_the_same_network_of_mmseg(tiny_configs, batch):
-    """One step of training: same losses and gradients; and an ensemble of both is each of them."""
+    """One step of training: same losses and gradients."""
     inputs, samples = batch
     other = {'config': str(tiny_configs['teacher']), 'checkpoint': str(tiny_configs['checkpoint'])}
     module, gradients, losses = from_init_model(tiny_configs), [], []
-    for teacher in (module, other, [module, other]):
+    for teacher in (module, other):
         torch.manual_seed(0)
         model = distiller(tiny_configs, teacher, distill_losses=[{'type': 'KDLoss'}])
         torch.manual_seed(1)
@@ -348,28 +356,32 @@ def test_teaches_as_the_same_network_of_mmseg(tiny_configs, batch):
         gradients.append(model.backbone.stem[0].weight.grad)
         losses.append((found['distill.loss_kd'].item(), found['distill.teacher_acc'].item()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert losses[2] == pytest.approx(losses[0], rel=1e-3)
     assert losses[0][0] > 0
     torch.testing.assert_close(gradients[0], gradients[1])
-    torch.testing.assert_close(gradients[0], gradients[2], atol=1e-4, rtol=1e-2)
 
 
 def test_features_teach(tiny_configs, batch):
-    loss = {'type': 'FeatureLoss', 'student_tap': 'backbone.layer1', 'teacher_tap': '1'}
+    taps = {'loss_entry': '1', 'loss_module': 'low'}
+    losses = [
+        {'type': 'FeatureLoss', 'student_tap': 'backbone.layer1', 'teacher_tap': tap, 'loss_name': name}
+        for name, tap in taps.items()
+    ]
     teacher = {'type': 'ModuleTeacher', 'module': 'test_module:pyramid', **LOADED}
-    model = distiller(tiny_configs, teacher, distill_losses=[loss])
+    model = distiller(tiny_configs, teacher, distill_losses=losses)
     found = model.loss(*batch)
     model.parse_losses(found)[0].backward()
-    assert found['distill.loss_feature'] > 0
+    assert all(found[f'distill.{name}'] > 0 for name in taps)
     assert 'distill.teacher_acc' not in found
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.distill_losses.parameters())
 
 
-def test_cached_by_the_tool(tiny_configs, tmp_path, scenes):
+def test_cached_by_the_tool(tiny_configs, tmp_path, scenes, student, monkeypatch):
     config, cache = tmp_path / 'module.py', tmp_path / 'cache'
     teacher = {'_delete_': True, **from_init_model(tiny_configs)}
     config.write_text(f'_base_ = {str(tiny_configs["distilled"])!r}\nmodel = dict(teacher={teacher!r})')
-    run(ROOT / 'tools/cache_teacher.py', config, '--out', cache, '--workers', 0)
+    tool = ROOT / 'tools/cache_teacher.py'
+    monkeypatch.setattr(sys, 'argv', [str(tool), str(config), '--out', str(cache), '--workers', '0'])
+    runpy.run_path(str(tool), run_name='__main__')
     path = next((scenes / 'leftImg8bit/train').rglob('*.png'))
     network = init_model(str(tiny_configs['teacher']), device='cpu')
     network.load_state_dict(torch.load(tiny_configs['checkpoint'])['state_dict'])
@@ -378,7 +390,6 @@ def test_cached_by_the_tool(tiny_configs, tmp_path, scenes):
         logits = network(network.data_preprocessor({'inputs': [pixels]})['inputs'])[0]
     found = TeacherCache(cache).read(str(path)).outputs['logits'].float()
     torch.testing.assert_close(found, logits, atol=2e-3, rtol=2e-3)
-    options = ['model.teacher.type=CachedTeacher', f'model.teacher.cache={cache}', 'train_cfg.max_iters=1']
-    train(config, tmp_path / 'run', '--cfg-options', *options)
-    (record,) = logged(tmp_path / 'run')
-    assert record['distill.loss_bdd'] > 0
+    replayed = MODELS.build({**from_init_model(tiny_configs), 'type': 'CachedTeacher', 'cache': str(cache)})
+    replayed.build(student, [None])  # compares it with the live teacher, which the config still names
+    assert replayed.logits_tap == 'logits'

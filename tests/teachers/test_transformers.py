@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import runpy
 import shutil
 import sys
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from helpers import CONFIGS, ROOT, build
 from mmengine.config import Config
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from mmseg.datasets import CityscapesDataset
@@ -40,8 +41,8 @@ SWIN = dict(
     out_features=['stage1', 'stage2', 'stage3', 'stage4'],
 )
 VIT = dict(hidden_size=8, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8)
-QUERIES = dict(
-    num_queries=6,
+QUERIES = dict(  # as many as the last of the stages has cells
+    num_queries=8,
     encoder_feedforward_dim=8,
     encoder_layers=1,
     decoder_layers=2,
@@ -52,7 +53,7 @@ EOMT = dict(
     VIT, num_hidden_layers=3, num_blocks=1, num_queries=6, num_register_tokens=2, num_upscale_blocks=1
 )
 SEMANTIC, MASKS = ['segformer', 'beit', 'dpt', 'upernet'], ['mask2former', 'maskformer', 'oneformer', 'eomt']
-BACKBONES = ['dinov2', 'dinov3']
+BACKBONES = ['dinov2', 'dinov3', 'vit']
 
 
 def network(kind: str, **names) -> torch.nn.Module:
@@ -88,7 +89,7 @@ def network(kind: str, **names) -> torch.nn.Module:
         return t.Mask2FormerForUniversalSegmentation(config)
     if kind == 'maskformer':
         layers = dict(encoder_layers=1, decoder_layers=1, encoder_ffn_dim=8, decoder_ffn_dim=8)
-        heads = dict(encoder_attention_heads=2, decoder_attention_heads=2, num_queries=6, d_model=32)
+        heads = dict(encoder_attention_heads=2, decoder_attention_heads=2, num_queries=8, d_model=32)
         config = t.MaskFormerConfig(
             backbone_config=t.SwinConfig(**SWIN),
             decoder_config=t.DetrConfig(**layers, **heads),
@@ -107,6 +108,8 @@ def network(kind: str, **names) -> torch.nn.Module:
         return t.EomtForUniversalSegmentation(t.EomtConfig(**EOMT, **names))
     if kind == 'dinov2':
         return t.Dinov2Model(t.Dinov2Config(**(VIT | dict(patch_size=14)), num_hidden_layers=2))
+    if kind == 'vit':
+        return t.ViTModel(t.ViTConfig(**VIT, num_hidden_layers=2), add_pooling_layer=False)
     return t.DINOv3ViTModel(t.DINOv3ViTConfig(**VIT, num_hidden_layers=2, num_register_tokens=4))
 
 
@@ -226,11 +229,11 @@ def test_mask_classifiers_answer_as_their_own_post_processing_does(saved, studen
     logits = built(student, saved(kind))(images).maps['logits']
     scores = own_scores(kind, saved(kind), images)
     assert logits.shape == scores.shape and scores.shape[1] == len(CLASSES)
-    torch.testing.assert_close(logits.exp(), scores.clamp(min=1e-6), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits.exp(), scores.clamp(min=1e-6), atol=1e-5, rtol=1e-3)
     assert scores.std((2, 3)).max() > 1e-3
 
 
-@pytest.mark.parametrize('kind', [*SEMANTIC, *MASKS])
+@pytest.mark.parametrize('kind', ['dpt', 'maskformer', 'oneformer'])  # see the shipped pairs for others
 def test_a_training_step(saved, distiller, batch, kind):
     model = distiller(settings(saved(kind)))
     images, samples = doubled(batch)
@@ -293,6 +296,15 @@ def test_a_backbone_gets_images_of_whole_patches(saved, student, images):
     torch.testing.assert_close(maps[LAST], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_positions_of_a_network_of_one_size_are_interpolated(saved, student, images):
+    """ViT, here without its pooler's weights, as DINO is on the hub."""
+    teacher = built(student, saved('vit'), [LAST, 'layers.0'])
+    output = own_output(saved('vit'), images, interpolate_pos_encoding=True)
+    expected = output.last_hidden_state[:, 1:].reshape(2, 8, 16, 8).permute(0, 3, 1, 2)
+    torch.testing.assert_close(teacher(images).maps[LAST], expected, atol=1e-5, rtol=1e-4)
+    assert teacher.map_channels('layers.0') == 8
+
+
 def test_the_last_map_of_a_backbone_class(student, images, tmp_path):
     config = transformers.Dinov2Config(**VIT, num_hidden_layers=2, out_features=['stage1', 'stage2'])
     transformers.Dinov2Backbone(config).save_pretrained(tmp_path)
@@ -309,6 +321,7 @@ def test_the_last_map_of_a_backbone_class(student, images, tmp_path):
         ('segformer', 'segformer.stages.2', (12, 4, 8)),
         ('beit', 'beit.layers.1', (8, 8, 16)),
         ('mask2former', 'model.pixel_level_module.encoder.swin.encoder.layers.0', (8, 8, 16)),
+        ('mask2former', 'model.pixel_level_module.encoder.swin.encoder.layers.3', (32, 2, 4)),
         ('eomt', 'layers.2', (8, 4, 4)),  # queries stand before the patches from here on
     ],
 )
@@ -319,13 +332,21 @@ def test_feature_taps_of_segmentation_networks(saved, student, images, kind, tap
         assert teacher.map_channels(tap) == shape[0]
 
 
-def test_an_output_that_is_no_map_is_refused(saved, student, images):
-    teacher = built(student, saved('mask2former'), ['class_predictor'])
-    with pytest.raises(ConfigError, match=r"'class_predictor' puts out \(2, 6, 20\), which is no map"):
+@pytest.mark.parametrize(
+    ('kind', 'tap', 'shape'),
+    [
+        ('mask2former', 'class_predictor', '2, 8, 20'),
+        ('maskformer', 'model.transformer_module.decoder', '2, 8, 32'),
+        ('eomt', 'class_predictor', '2, 6, 20'),
+    ],
+)
+def test_queries_are_no_map(saved, student, images, kind, tap, shape):
+    teacher = built(student, saved(kind), [tap])
+    with pytest.raises(ConfigError, match=rf"'{tap}' puts out \({shape}\), which is no map"):
         teacher(images)
 
 
-@pytest.mark.parametrize('kind', BACKBONES)
+@pytest.mark.parametrize('kind', ['dinov2', 'dinov3'])
 def test_a_backbone_teaches_features(saved, distiller, batch, kind):
     loss = dict(type='FeatureLoss', student_tap='backbone.layer4', teacher_tap=LAST)
     model = distiller(settings(saved(kind)), distill_losses=[loss])
@@ -343,10 +364,9 @@ def test_a_backbone_has_no_logits(saved, student):
 
 
 def test_bfloat16(saved, student, images):
-    for kind in ('mask2former', 'eomt'):
-        exact = built(student, saved(kind))(images).maps['logits'].softmax(1)
-        rounded = built(student, saved(kind), precision='bf16')(images).maps['logits'].softmax(1)
-        assert 0 < (rounded - exact).abs().mean() < 0.02
+    exact = built(student, saved('eomt'))(images).maps['logits'].softmax(1)
+    rounded = built(student, saved('eomt'), precision='bf16')(images).maps['logits'].softmax(1)
+    assert 0 < (rounded - exact).abs().mean() < 0.02
 
 
 def test_input_size(saved, student, images):
@@ -408,8 +428,9 @@ def test_class_map(tmp_path, distiller, batch, monkeypatch):
         (dict(image_mean=[0.5] * 3, image_std=[0.25] * 3, rescale_factor=1 / 127.5), 31.875, 63.75, True),
         (dict(image_mean=[100] * 3, image_std=[50] * 3, do_rescale=False), 50, 100, True),
         (dict(do_normalize=False, do_flip_channel_order=True), 255, 0, False),
+        (dict(image_mean=0.5, image_std=0.25), 63.75, 127.5, True),
     ],
-    ids=['ImageNet', 'another factor', 'not rescaled', 'only rescaled, blue first'],
+    ids=['ImageNet', 'another factor', 'not rescaled', 'only rescaled, blue first', 'one for all'],
 )
 def test_normalisation_of_the_image_processor(copied, student, found, scale, shift, swapped):
     folder = copied('segformer')
@@ -431,6 +452,7 @@ def test_normalisation_that_nothing_tells(copied, student, images, saved):
     for spoil in (
         lambda file: file.write_text('{"do_resize": true}'),
         lambda file: file.write_text('{"image_mean": "grey", "image_std": 1}'),
+        lambda file: file.write_text('{"image_mean": 0.5, "image_std": [0, 0, 0]}'),
         lambda file: file.unlink(),
     ):
         spoil(folder / 'preprocessor_config.json')
@@ -438,19 +460,59 @@ def test_normalisation_that_nothing_tells(copied, student, images, saved):
             built(student, folder)
     given = dict(mean=[255 * value for value in MEAN], std=[255 * value for value in STD])
     torch.testing.assert_close(built(student, folder, **given)(images).maps['logits'], expected)
-    with pytest.raises(ConfigError, match='must be given both'):
-        TransformersTeacher(folder, mean=[0, 0, 0])
 
 
-def test_weights_that_do_not_fit(copied, student):
+def test_a_stated_normalisation_is_checked(saved, student):
+    for given, message in (
+        (dict(mean=[0, 0, 0]), 'must be given both'),
+        (dict(mean=0, std=[0, 0, 0]), 'teacher.std must be a number for each channel'),
+        (dict(mean='grey', std=1), "teacher.mean must be a number.*got 'grey'"),
+        (dict(mean=[1, 2], std=[1, 2, 3]), 'must be for as many channels'),
+        (dict(mean=[1, 2], std=[1, 2]), 'takes images of 3 channels, and its mean and std are for 2'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            built(student, saved('segformer'), **given)
+    found = built(student, saved('segformer'), mean=127.5, std=64).facts.normalisation
+    assert (found.mean, found.std, found.swapped) == ((127.5,), (64.0,), True)
+
+
+def test_a_normalisation_of_other_images_in_the_files(copied, student):
+    folder = copied('segformer')
+    processor(folder, image_mean=[0.5] * 2, image_std=[0.5] * 3)
+    with pytest.raises(ConfigError, match='takes images of 3 channels, and its mean and std are for 2 and 3'):
+        built(student, folder)
+
+
+def test_a_normalisation_for_images_from_0_to_1_is_told(saved, student):
+    found, handler = [], logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    try:
+        built(student, saved('segformer'))
+        assert not found
+        built(student, saved('segformer'), mean=MEAN, std=STD)
+        assert 'multiply mean and std by 255' in found[0]
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_weights_that_do_not_fit(copied, student, capsys):
     folder = copied('segformer')
     weights = load_file(folder / 'model.safetensors')
     del weights['decode_head.classifier.bias']
     weights['decode_head.classifier.weight'] = torch.zeros(3, 8, 1, 1)
     weights['neck.weight'] = torch.zeros(1)
     save_file(weights, folder / 'model.safetensors', metadata={'format': 'pt'})
-    with pytest.raises(ConfigError) as error:
-        built(student, folder)
+    tables, handler = [], logging.Handler()
+    handler.emit = tables.append
+    logging.getLogger('transformers').addHandler(handler)
+    try:
+        with pytest.raises(ConfigError) as error:
+            built(student, folder)
+    finally:
+        logging.getLogger('transformers').removeHandler(handler)
+    assert not tables and not capsys.readouterr().err  # neither the library's report nor its progress bar
     message = str(error.value)
     assert '1 missing: decode_head.classifier.bias' in message
     assert '1 unexpected: neck.weight' in message
@@ -466,6 +528,21 @@ def test_weights_in_a_file_of_torch(copied, student, images):
     (folder / 'pytorch_model.bin').write_bytes(b'PK')
     with pytest.raises(ConfigError, match='cannot be loaded'):
         built(student, folder)
+
+
+def test_loading_is_quiet_and_leaves_the_library_as_it_was(saved, student, capsys):
+    def bar(factory, arguments, options):
+        return factory(*arguments, **options)
+
+    own = transformers.logging
+    verbosity, before = own.get_verbosity(), own.set_tqdm_hook(bar)
+    try:
+        built(student, saved('segformer'))
+    finally:
+        after = own.set_tqdm_hook(before)
+    assert after is bar and own.get_verbosity() == verbosity
+    assert not capsys.readouterr().err
+    assert list(own.tqdm([0], desc='own')) == [0] and 'own' in capsys.readouterr().err
 
 
 def test_building_draws_no_random_number(saved, student):
@@ -513,6 +590,7 @@ def test_a_name_on_the_hub(monkeypatch, student, saved, images):
         ('owner/name', 'abc', ['*.json', '*.txt', 'model*.safetensors'], False),
     ]
     assert teacher.describe() == 'owner/name@abc'
+    assert teacher.fingerprint() == TransformersTeacher(saved('segformer')).fingerprint()
 
 
 def test_a_missing_package_is_one_line(monkeypatch, saved, student):
@@ -534,26 +612,6 @@ def test_a_folder_that_holds_no_such_network(tmp_path, student, content, message
         (tmp_path / 'config.json').write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=message):
         built(student, tmp_path, mean=[0], std=[1])
-
-
-def test_in_an_ensemble(saved, tiny_configs, student, images):
-    members = [
-        settings(saved('segformer')),
-        dict(
-            type='MMSegTeacher',
-            config=str(tiny_configs['teacher']),
-            checkpoint=str(tiny_configs['checkpoint']),
-        ),
-    ]
-    ensemble = MODELS.build(dict(type='EnsembleTeacher', teachers=members))
-    ensemble.build(student, [None])
-    maps = ensemble(images, []).maps
-    single = built(student, saved('segformer'))(images).maps['logits']
-    torch.testing.assert_close(maps['0.logits'], single)
-    other = F.interpolate(maps['1.decode_head.conv_seg'].softmax(1), single.shape[2:], mode='bilinear')
-    torch.testing.assert_close(
-        maps['logits'].softmax(1), (single.softmax(1) + other) / 2, atol=1e-4, rtol=1e-3
-    )
 
 
 def test_cached_by_the_tool(saved, tiny_configs, tmp_path, student, monkeypatch, capsys):
@@ -583,8 +641,35 @@ def test_the_fingerprint_is_that_of_the_files(copied):
     before = TransformersTeacher(folder).fingerprint()
     assert before == json.loads(json.dumps(before)) and before['type'] == 'TransformersTeacher'
     assert TransformersTeacher(shutil.copytree(folder, folder.parent / 'moved')).fingerprint() == before
+    for unread in ('pytorch_model.bin', 'README.md', 'tokenizer.json', 'other.safetensors'):
+        (folder / unread).write_bytes(b'unread')
+    assert TransformersTeacher(folder).fingerprint() == before
+    stated = TransformersTeacher(folder, mean=0, std=1).fingerprint()
     processor(folder, image_mean=[0] * 3, image_std=[1] * 3)
-    assert TransformersTeacher(folder).fingerprint() != before
+    prints = [before, stated, TransformersTeacher(folder).fingerprint()]
+    assert TransformersTeacher(folder, mean=0, std=1).fingerprint() == stated  # which reads no such file
+    (folder / 'model.safetensors').unlink()
+    prints.append(TransformersTeacher(folder).fingerprint())  # of pytorch_model.bin
+    (folder / 'pytorch_model.bin').unlink()
+    prints.append(TransformersTeacher(folder).fingerprint())
+    assert prints[-1]['checkpoint'] is None  # of settings without weights
+    assert all(one != other for i, one in enumerate(prints) for other in prints[:i])
+
+
+def test_weights_in_several_files(saved, student, images, tmp_path):
+    model = transformers.SegformerForSemanticSegmentation.from_pretrained(saved('segformer'))
+    model.save_pretrained(tmp_path, max_shard_size='20KB')
+    shutil.copy(saved('segformer') / 'preprocessor_config.json', tmp_path)
+    shards = sorted(tmp_path.glob('model-*.safetensors'))
+    assert len(shards) > 1
+    expected = built(student, saved('segformer'))(images).maps['logits']
+    assert torch.equal(built(student, tmp_path)(images).maps['logits'], expected)
+    before = TransformersTeacher(tmp_path).fingerprint()
+    content = shards[-1].read_bytes()
+    shards[-1].write_bytes(content[:-1])
+    assert TransformersTeacher(tmp_path).fingerprint()['checkpoint'] not in (None, before['checkpoint'])
+    shards[-1].unlink()
+    assert TransformersTeacher(tmp_path).fingerprint()['checkpoint'] is None
 
 
 PAIRS = sorted((CONFIGS / 'teachers_from_elsewhere').glob('*.py'))
