@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
         action=Options,
         default={},
         metavar='KEY=VALUE',
-        help='more arguments of the teacher, such as class_map=cityscapes_to_camvid or input_size=512',
+        help='more arguments of the teacher, such as input_size=512 or arguments.width=3',
     )
     parser.add_argument('--force', action='store_true', help='overwrite FILE.py')
     return parser.parse_args()
@@ -77,7 +77,9 @@ def main() -> None:
         student = load_config(args.student)
         if student.get('train_dataloader') is None:
             raise ConfigError(f'{args.student} has no train_dataloader: give the whole config of a training')
-        teacher = {**teacher_settings(args.teacher, args.checkpoint), **args.teacher_options}
+        named = Config(teacher_settings(args.teacher, args.checkpoint))
+        named.merge_from_dict(args.teacher_options)
+        teacher = named.to_dict()
         taps = {'student_tap': args.student_tap, 'teacher_tap': args.teacher_tap}
         losses = [{'type': loss, **{key: tap for key, tap in taps.items() if tap}} for loss in args.loss]
         trial = Trial(Path(scratch))
@@ -130,8 +132,10 @@ def with_class_map(
     Raises:
         ConfigError: They differ, no shipped map fits, and fewer than two names are equal.
     """
+    if 'class_map' in settings or not settings.get('check_class_names', True):
+        return settings
     teacher = build(checked_teacher(trial), 'teacher')
-    if 'class_map' in settings or not isinstance(teacher, NetworkTeacher):
+    if not isinstance(teacher, NetworkTeacher):
         return settings
     own = teacher.load([None]).class_names
     if own is None or not expected or tuple(own) == tuple(expected):

@@ -15,12 +15,15 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from bdd_seg.cli.summary import network_text
+from bdd_seg.distill.gradients import gradient_norm
 from bdd_seg.distill.segmentor import SegDistiller
 from bdd_seg.distill.settings import build, checked_teacher
+from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.data import class_names
 from bdd_seg.runtime.upstream.checkpoints import find_checkpoint
 from bdd_seg.teachers import MMSegTeacher, NetworkTeacher
 from bdd_seg.teachers.network import input_bands
+from bdd_seg.teachers.segmentors import fixed_input_size
 
 _LONGEST_SIDE = 256  # of the images
 
@@ -57,7 +60,7 @@ class Trial:
         Raises:
             ConfigError: It cannot be built, or a loss refuses its maps.
         """
-        settings = _without_pretrained({**cfg.model, 'teacher': self.weighted(cfg.model.teacher)})
+        settings = {**_without_pretrained(cfg.model), 'teacher': self.weighted(cfg.model.teacher)}
         model = revert_sync_batchnorm(MODELS.build(settings))
         model.init_weights()
         model.train()
@@ -106,12 +109,14 @@ def _loss_facts(model: SegDistiller, inputs: Tensor, samples: list[SegDataSample
         handle.remove()
     own, _ = model.parse_losses({key: loss for key, loss in losses.items() if not key.startswith('distill.')})
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norm = _gradient_norm(own, parameters)
+    try:
+        own_norm = gradient_norm(own, parameters).item()
+    except ConfigError:  # the student recomputes activations, which only hides these norms
+        own_norm = 0.0
     facts = []
     for loss, student_tap, teacher_tap in model.comparisons:
         name = str(loss.loss_name)
         value = losses[f'distill.{name}']
-        ratio = _gradient_norm(value, parameters) / norm
         ours, theirs = shapes[name]
         text = (
             f'{loss.loss_weight:g} × {type(loss).__name__} of {student_tap} {ours} and the '
@@ -120,7 +125,11 @@ def _loss_facts(model: SegDistiller, inputs: Tensor, samples: list[SegDataSample
         layers = sum(parameter.numel() for parameter in loss.parameters())
         text += f', with {layers:,} parameters of its own' if layers else ''
         facts.append((name, text))
-        facts.append(('', f'{value.item():.3g} here; its gradient is {ratio:.2g} times that of the own loss'))
+        text = f'{value.item():.3g} here'
+        if own_norm:
+            ratio = gradient_norm(value, parameters).item() / own_norm
+            text += f'; its gradient is {ratio:.2g} times that of the own loss'
+        facts.append(('', text))
     return facts
 
 
@@ -130,17 +139,15 @@ def _note_shapes(
     shapes[name] = [tuple(output.shape) for output in maps[:2]]
 
 
-def _gradient_norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
-    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-    return torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm().item()
-
-
 def _random_batch(model: SegDistiller, settings: Mapping[str, Any]) -> tuple[Tensor, list[SegDataSample]]:
-    """Return two random images, as large as the crops but for a limit, and samples with random labels."""
+    """Return two random images and samples with random labels.
+
+    The images are as large as the crops but for a limit, unless the student takes those of one size only.
+    """
     preprocessor = settings.get('data_preprocessor') or {}
     height, width = preprocessor.get('size') or (_LONGEST_SIDE, _LONGEST_SIDE)
     shrink = min(1.0, _LONGEST_SIDE / max(height, width))
-    size = (max(round(height * shrink), 32), max(round(width * shrink), 32))
+    size = fixed_input_size(model) or (max(round(height * shrink), 32), max(round(width * shrink), 32))
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(2, input_bands(model) or 3, *size, generator=generator)
     classes = max(model.num_classes, 2)
@@ -157,13 +164,17 @@ def _random_batch(model: SegDistiller, settings: Mapping[str, Any]) -> tuple[Ten
 def _without_pretrained(settings: Any) -> Any:
     """Return settings of a network without the weights that its initialisation would fetch."""
     if isinstance(settings, list | tuple):
-        return [_without_pretrained(part) for part in settings]
+        return type(settings)(map(_without_pretrained, settings))
     if not isinstance(settings, Mapping):
         return settings
     kept = {
         key: None if key == 'pretrained' else _without_pretrained(value) for key, value in settings.items()
     }
     init = kept.get('init_cfg')
-    if isinstance(init, Mapping) and init.get('type') == 'Pretrained':
-        kept['init_cfg'] = None
+    if init is not None:
+        # None where nothing remains, so that modules fall back on an initialisation of their own.
+        rest = [
+            one for one in (init if isinstance(init, list | tuple) else [init]) if 'checkpoint' not in one
+        ]
+        kept['init_cfg'] = rest or None
     return kept

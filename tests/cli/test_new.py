@@ -1,10 +1,13 @@
 """`bdd-seg new`: the config of a pair, written once one step of it has run."""
 
 import sys
+from pathlib import Path
 
 import pytest
+from flat_configs import flat
 from helpers import ROOT, build, complaint
 from mmengine.config import Config
+from torch import nn
 
 from bdd_seg.cli import new
 from bdd_seg.runtime.upstream.configs import load_config
@@ -12,18 +15,34 @@ from bdd_seg.runtime.upstream.configs import load_config
 TOOL = ROOT / 'bdd_seg/cli/new.py'
 
 
+def network(pretrained: bool, width: int) -> nn.Module:
+    """Return a network of 19 classes, as a function of a user's own may."""
+    assert pretrained
+    return nn.Sequential(nn.Conv2d(3, width, 3, 8, 1), nn.Conv2d(width, 19, 1))
+
+
+@pytest.fixture(scope='module')
+def tiny_configs(tiny_configs, tmp_path_factory) -> dict[str, Path]:
+    return flat(tiny_configs, tmp_path_factory.mktemp('flat'))
+
+
+# It costs a fraction of what an mmseg teacher does.
+NETWORK = f'{__name__}:network'
+OPTIONS = ['mean=None', 'std=None', 'arguments.width=6', 'arguments.pretrained=True']
+
+
 @pytest.fixture
 def make(tiny_configs, tmp_path, monkeypatch, capsys):
-    """Run the command on the tiny pair, and return what it printed and the config that it wrote."""
+    """Run the command on a student, and return what it printed and the config that it wrote."""
 
-    def run_it(*flags, teacher=tiny_configs['teacher'], student=tiny_configs['student']):
+    def run_it(teacher, *flags, student=tiny_configs['student']):
         out = tmp_path / 'pairs/my_pair.py'
-        given = (
-            ['--checkpoint', str(tiny_configs['checkpoint'])] if teacher is tiny_configs['teacher'] else []
-        )
-        monkeypatch.setattr(
-            sys, 'argv', ['new', str(teacher), str(student), '--out', str(out), *given, *flags]
-        )
+        if teacher is tiny_configs['teacher']:
+            flags = ['--checkpoint', tiny_configs['checkpoint'], *flags]
+        if teacher == NETWORK:
+            flags = ['--teacher-options', *OPTIONS, *flags]
+        words = ['new', teacher, student, '--out', out, *flags]
+        monkeypatch.setattr(sys, 'argv', [*map(str, words)])
         new.main()
         assert [file.name for file in out.parent.iterdir()] == ['my_pair.py']
         return capsys.readouterr().out, load_config(out)
@@ -31,8 +50,15 @@ def make(tiny_configs, tmp_path, monkeypatch, capsys):
     return run_it
 
 
+def changed(tiny_configs, folder, text) -> Path:
+    """Write a config with the tiny student as its base."""
+    file = folder / 'student.py'
+    file.write_text(f'_base_ = {str(tiny_configs["student"])!r}\n{text}')
+    return file
+
+
 def test_the_config_trains_and_the_lines_tell_what_was_chosen(make, tiny_configs, batch):
-    printed, cfg = make('--loss', 'BDDLoss', 'FeatureLoss')
+    printed, cfg = make(tiny_configs['teacher'], '--loss', 'BDDLoss', 'FeatureLoss')
     assert cfg.model.type == 'SegDistiller'
     assert cfg.model.decode_head == Config.fromfile(tiny_configs['student']).model.decode_head
     model = build(cfg)
@@ -43,45 +69,79 @@ def test_the_config_trains_and_the_lines_tell_what_was_chosen(make, tiny_configs
     assert printed.splitlines()[-1].startswith('Train with: bdd-seg train')
 
 
-def test_features_get_an_adapter(make):
+def test_features_get_an_adapter(make, tiny_configs):
     taps = ['--student-tap', 'backbone.layer4', '--teacher-tap', 'backbone.layer4']
-    printed, cfg = make('--loss', 'FeatureLoss', *taps)
+    printed, cfg = make(tiny_configs['teacher'], '--loss', 'FeatureLoss', *taps)
     assert cfg.model.distill_losses[0].student_tap == 'backbone.layer4'
     assert "(2, 32, 4, 8) and the teacher's backbone.layer4 (2, 128, 4, 8), with 4,224 parameters" in printed
 
 
-def test_other_classes_get_a_map(make, tiny_configs, tmp_path, batch):
-    student = tmp_path / 'camvid.py'
-    student.write_text(
-        f'_base_ = {str(tiny_configs["student"])!r}\n'
+def test_other_classes_get_a_map(make, tiny_configs, tmp_path):
+    text = (
         'model = dict(decode_head=dict(num_classes=11), auxiliary_head=dict(num_classes=11))\n'
         "train_dataloader = dict(dataset=dict(type='CamVidDataset'))\n"
     )
-    printed, cfg = make(student=student)
+    printed, cfg = make(tiny_configs['teacher'], student=changed(tiny_configs, tmp_path, text))
     assert cfg.model.teacher.class_map == 'cityscapes_to_camvid'
     assert "classes     16 of the teacher's 19 classes stand for 11 of 11" in printed
 
 
-def test_weights_that_are_still_to_be_downloaded_are_random_for_the_step(make, tiny_configs):
-    teacher = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
-    printed, cfg = make(teacher=teacher)
+def test_weights_that_are_still_to_be_downloaded_are_random_for_the_step(make):
+    teacher = 'mmseg::cgnet/cgnet_fcn_4xb4-60k_cityscapes-680x680.py'
+    printed, cfg = make(teacher)
     assert cfg.model.teacher.config == teacher
     assert cfg.model.teacher.checkpoint.startswith('https://')
     assert f'random for this step; a training downloads {cfg.model.teacher.checkpoint}' in printed
 
 
+def test_arguments_of_a_function_and_weights_that_cannot_be_fetched(make, tiny_configs, tmp_path):
+    """The student's pretrained weights are left out, in a list, too; what the teacher is asked for is not."""
+    fetched = "[dict(type='Kaiming', layer='Conv2d'), dict(type='Pretrained', checkpoint='https://x.invalid/r.pth')]"
+    text = f'model = dict(backbone=dict(init_cfg={fetched}))'
+    printed, cfg = make(NETWORK, student=changed(tiny_configs, tmp_path, text))
+    assert cfg.model.teacher.arguments == dict(width=6, pretrained=True)
+    assert len(cfg.model.backbone.init_cfg) == 2
+    assert "the teacher's logits (2, 19, 4, 8)" in printed
+
+
+def test_a_student_that_recomputes_activations(make, tiny_configs, tmp_path):
+    text = 'model = dict(backbone=dict(with_cp=True))'
+    printed, cfg = make(NETWORK, student=changed(tiny_configs, tmp_path, text))
+    assert cfg.model.backbone.with_cp
+    assert 'loss_bdd    3 × BDDLoss' in printed
+    assert 'its gradient is' not in printed  # that of one loss alone cannot be computed
+
+
+def test_a_student_that_takes_images_of_one_size(make, tiny_configs, tmp_path):
+    backbone = (
+        "dict(_delete_=True, type='BEiT', img_size=(288, 288), patch_size=32, embed_dims=32, num_layers=1, "
+        'num_heads=1, mlp_ratio=1, out_indices=(0,), qv_bias=True, init_values=0.1)'
+    )
+    text = (
+        'model = dict(data_preprocessor=dict(size=(288, 288)), auxiliary_head=None, '
+        f'decode_head=dict(in_index=0), backbone={backbone})\n'
+    )
+    printed, _ = make(NETWORK, student=changed(tiny_configs, tmp_path, text))
+    assert 'decode_head.conv_seg (2, 19, 9, 9)' in printed
+
+
+def test_class_names_are_mapped_unless_they_shall_not_be_compared(make):
+    names = ['road', 'sidewalk', *(f'thing {i}' for i in range(17))]
+    stated = f'class_names=[{",".join(names)}]'
+    _, cfg = make(NETWORK, stated)
+    assert cfg.model.teacher.class_map['road'] == 'road'
+    _, cfg = make(NETWORK, stated, 'check_class_names=False', '--force')
+    assert 'class_map' not in cfg.model.teacher
+
+
 def test_a_cascade_gets_its_distiller(make, tiny_configs, tmp_path):
-    student = tmp_path / 'cascade.py'
     head = "dict(type='FCNHead', in_channels=32, channels=8, num_classes=19, norm_cfg=dict(type='BN'))"
     ocr = (
         "dict(type='OCRHead', in_channels=32, channels=8, ocr_channels=8, num_classes=19, "
         "norm_cfg=dict(type='BN'))"
     )
-    student.write_text(
-        f'_base_ = {str(tiny_configs["student"])!r}\n'
-        f"model = dict(type='CascadeEncoderDecoder', num_stages=2, decode_head=[{head}, {ocr}])\n"
-    )
-    printed, cfg = make(student=student)
+    text = f"model = dict(type='CascadeEncoderDecoder', num_stages=2, decode_head=[{head}, {ocr}])"
+    printed, cfg = make(NETWORK, student=changed(tiny_configs, tmp_path, text))
     assert cfg.model.type == 'CascadeSegDistiller'
     assert 'decode_head.1.conv_seg (2, 19, 4, 8)' in printed
 

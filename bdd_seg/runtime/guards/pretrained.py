@@ -6,12 +6,11 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule, MMFullyShardedDataParallel
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from mmseg.registry import HOOKS
 from torch import Tensor, nn
 
 from bdd_seg.errors import ConfigError
-from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.models import unwrapped
 
 
@@ -38,7 +37,7 @@ class PretrainedHook(Hook):
         for where, module, settings in _pretrained(unwrapped(runner.model)):
             prefix = settings.get('prefix')
             if prefix is not None:
-                weights = _weights(load_checkpoint(settings['checkpoint']))
+                weights = _weights(_read(settings))
                 if not any(key.startswith(f'{prefix.removesuffix(".")}.') for key in weights):
                     raise ConfigError(
                         f'{where}.init_cfg: checkpoint {settings["checkpoint"]!r} has no weights that begin '
@@ -54,7 +53,7 @@ class PretrainedHook(Hook):
             if where.startswith(covered):  # mmengine fills a module after those in it
                 continue
             covered += (f'{where}.',)
-            checkpoint = load_checkpoint(settings['checkpoint'])
+            checkpoint = _read(settings)
             if not _has_some_of(module, checkpoint):
                 raise ConfigError(
                     f'{where}.init_cfg: checkpoint {settings["checkpoint"]!r} has filled no weight of this '
@@ -70,6 +69,11 @@ def _pretrained(model: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping[str,
         for one in settings if isinstance(settings, list | tuple) else [settings]:
             if isinstance(one, Mapping) and one.get('checkpoint'):
                 yield f'model.{name}' if name else 'model', module, one
+
+
+def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the checkpoint of an ``init_cfg``, from wherever mmengine reads it."""
+    return CheckpointLoader.load_checkpoint(settings['checkpoint'], map_location='cpu', logger='silent')
 
 
 def _tensors(content: Any, key: str = '') -> Iterator[tuple[str, Tensor]]:

@@ -9,19 +9,17 @@ that this package calls instead of the library's.
 def apply() -> None:
     """Import mmseg quietly, and put the mends of mmengine's tables and functions in place."""
     # Here and not above: the check of the installation is in this folder, and comes before mmengine.
+    from bdd_seg.runtime.upstream import console
+
+    console.apply()  # before the others are imported, since importing mmseg is what it keeps quiet
     from bdd_seg.runtime.upstream import (
         activation_checkpointing,
         atomic_files,
         bfloat16,
         checkpoints,
         configs,
-        console,
         point_sample,
     )
 
-    # The console comes first: importing mmseg is what it keeps quiet.
-    for patch in (
-        *(console, activation_checkpointing, atomic_files, bfloat16, checkpoints, configs),
-        point_sample,
-    ):
+    for patch in (activation_checkpointing, atomic_files, bfloat16, checkpoints, configs, point_sample):
         patch.apply()

@@ -16,4 +16,8 @@ default_hooks = dict(
     checkpoint_fits=dict(type='CheckpointFitsHook'),
     exact_resume=dict(type='ExactResumeHook'),
     finite=dict(type='FiniteLossHook'),
-    loss_state=dict(type='LossStateHook'))
+    loss_state=dict(type='LossStateHook'),
+    teacher_first_look=dict(type='TeacherFirstLookHook'),
+    unlabelled=dict(type='UnlabelledHook'),
+    pretrained=dict(type='PretrainedHook'),
+    rehearsal=dict(type='RehearsalHook'))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flat_configs import flat
 from spoil import images_of, labels_of, pixels, resize, write
 from trial import NO_VALIDATION, SHORT, TRAIN, TRAINS, Case, by_name, check
 
@@ -14,6 +15,11 @@ from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 def pretrained(prefix: str | None = None) -> list[str]:
     options = ['type=Pretrained', 'checkpoint=TEACHER', *([] if prefix is None else [f'prefix={prefix}'])]
     return [f'model.backbone.init_cfg.{option}' for option in options]
+
+
+@pytest.fixture(scope='module')
+def tiny_configs(tiny_configs, tmp_path_factory) -> dict[str, Path]:
+    return flat(tiny_configs, tmp_path_factory.mktemp('flat'))
 
 
 CASES = [
@@ -46,11 +52,11 @@ CASES = [
 
 
 @pytest.mark.parametrize('case', CASES, ids=by_name)
-def test_configs(attempt, refused, reference, tiny_configs, case):
+def test_configs(attempt, refused, tiny_configs, case):
     _, options = case.filled({'TEACHER': tiny_configs['checkpoint']})
     options = [*SHORT, *NO_VALIDATION, *options]
     if case.message == TRAINS:
-        check(attempt(TRAIN, tiny_configs[case.config], options=options), TRAINS, reference)
+        check(attempt(TRAIN, tiny_configs[case.config], options=options), TRAINS, reference=[])
     else:
         refused(case.message, TRAIN, tiny_configs[case.config], options=options)
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.model import BaseModule
+from mmengine.runner import CheckpointLoader
 from mmseg.registry import MODELS
 from torch import nn
 
@@ -104,6 +105,17 @@ def test_a_prefix_that_would_fit_is_named(weights_of, backbone):
 @pytest.mark.parametrize('backbone', [RESNET, MIT], ids=lambda backbone: backbone['type'])
 def test_the_prefix_it_names_works(weights_of, backbone):
     initialised(backbone, weights_of(backbone, 'encoder.net.'), prefix='encoder.net.')
+
+
+def test_weights_from_an_address_of_a_loader_of_the_users_own(weights_of, monkeypatch):
+    contents = {
+        f'shelf://{prefix}': torch.load(weights_of(RESNET, prefix)) for prefix in ('backbone.', 'encoder.')
+    }
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme('shelf://', lambda name, map_location: contents[name])
+    initialised(RESNET, 'shelf://backbone.', prefix='backbone.')
+    with pytest.raises(ConfigError, match="'shelf://encoder.' has no weights .* Write prefix='encoder.'"):
+        initialised(RESNET, 'shelf://encoder.', prefix='backbone.')
 
 
 def test_another_prefix_is_refused_before(weights_of):
