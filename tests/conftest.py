@@ -1,5 +1,6 @@
 """Tiny networks, configs and checkpoints that the tests share."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from helpers import CONFIGS, NAMES, ROOT, WIDTH, build, tiny_config
 from hypothesis import settings
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -30,6 +32,7 @@ settings.load_profile('fixed')
 def _few_threads():
     torch.set_num_threads(1)
     init_default_scope('mmseg')
+    gc.freeze()  # mmengine collects garbage whenever a data set is built; the tools do the same
 
 
 @pytest.fixture(scope='session')
@@ -72,6 +75,9 @@ def tiny_configs(tmp_path_factory, scenes) -> dict[str, Path]:
             if name.endswith('running_mean'):
                 buffer.normal_()
     torch.save({'state_dict': teacher.state_dict()}, checkpoint)
+    for path in paths.values():  # without _base_, so that they are read in a fraction of the time
+        settings = Config.fromfile(path).to_dict()
+        path.write_text('\n'.join(f'{key} = {value!r}' for key, value in settings.items()))
     paths['checkpoint'] = checkpoint
     return paths
 

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -49,6 +50,7 @@ class MMSegTeacher(NetworkTeacher):
         super().__init__(**options)
         self.config = config
         self.checkpoint = checkpoint
+        self._read: Mapping[str, Any] | None = None
 
     def describe(self) -> str:
         """Return the config's path."""
@@ -158,7 +160,7 @@ class MMSegTeacher(NetworkTeacher):
 
     def _classes_of_data(self) -> tuple[str, ...] | None:
         """Return the classes of the data that the config trains on, if it is a whole config."""
-        config = self.config if isinstance(self.config, dict) else load_config(self.config)
+        config = self._whole_config()
         loader = config.get('train_dataloader') or config.get('test_dataloader')
         return class_names(loader['dataset']) if loader else None
 
@@ -176,17 +178,22 @@ class MMSegTeacher(NetworkTeacher):
         Raises:
             ConfigError: There is no such file, or no model in it.
         """
-        try:
-            config = self.config if isinstance(self.config, dict) else load_config(self.config)
-        except ConfigError as error:
-            raise ConfigError(
-                f'teacher: {error} Paths start at the folder you run in, or write '
-                "'{{ fileDirname }}/...' for the config's own folder"
-            ) from error
+        config = self._whole_config()
         model = config.get('model', config)
         if 'type' not in model:
             raise ConfigError(f'teacher config {self.describe()} has no model')
         return {key: value for key, value in model.items() if auxiliary or key != AUXILIARY}
+
+    def _whole_config(self) -> Mapping[str, Any]:
+        """Return the config, read once."""
+        if self._read is None:
+            try:
+                self._read = self.config if isinstance(self.config, dict) else load_config(self.config)
+            except ConfigError as error:
+                hint = " Paths start at the folder you run in, or write '{{ fileDirname }}/...' for the config's"
+                is_there = '::' in str(self.config) or os.path.exists(str(self.config))
+                raise ConfigError(f'teacher: {error}{"" if is_there else f"{hint} own folder"}') from error
+        return self._read
 
 
 def _load(checkpoint: str | Path, teacher: str, device: str = 'cpu') -> dict[str, Any]:

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from flat_configs import flat
 from helpers import ROOT, build, complaint
 from mmengine.config import Config
 from torch import nn
@@ -19,11 +18,6 @@ def network(pretrained: bool, width: int) -> nn.Module:
     """Return a network of 19 classes, as a function of a user's own may."""
     assert pretrained
     return nn.Sequential(nn.Conv2d(3, width, 3, 8, 1), nn.Conv2d(width, 19, 1))
-
-
-@pytest.fixture(scope='module')
-def tiny_configs(tiny_configs, tmp_path_factory) -> dict[str, Path]:
-    return flat(tiny_configs, tmp_path_factory.mktemp('flat'))
 
 
 # It costs a fraction of what an mmseg teacher does.

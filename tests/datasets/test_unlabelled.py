@@ -1,6 +1,5 @@
 """Images without labels: where they are found, how they are drawn, and that no label of theirs counts."""
 
-import gc
 import math
 import os
 from collections import Counter
@@ -50,14 +49,6 @@ def write_video(path, frames=7):
     for number in range(frames):
         writer.write(np.full((48, 64, 3), 30 * number, np.uint8))
     writer.release()
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _quick_collections():
-    """mmengine collects garbage whenever a data set is built. The tools do the same before they begin."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope='module')

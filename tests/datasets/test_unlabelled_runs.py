@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from flat_configs import flat
 from helpers import KEPT, ROOT, TRAIN, build, complaint, logged, logged_losses, same, train, weights
 from many_processes import job, relative_errors, torchrun, write_config
 from mmengine.config import Config
@@ -39,11 +38,6 @@ def write(path: Path, text: str, base: Path, images: str, extra: str = '') -> Pa
     text = text.replace("_base_ = 'my_distillation.py'\n", '').replace("'data/more'", repr(images))
     path.write_text(f'_base_ = {str(base)!r}\n{text}{extra}')
     return path
-
-
-@pytest.fixture(scope='module')
-def tiny_configs(tiny_configs, tmp_path_factory) -> dict[str, Path]:
-    return flat(tiny_configs, tmp_path_factory.mktemp('flat'))
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flat_configs import flat
 from spoil import images_of, labels_of, pixels, resize, write
 from trial import NO_VALIDATION, SHORT, TRAIN, TRAINS, Case, by_name, check
 
@@ -15,11 +14,6 @@ from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 def pretrained(prefix: str | None = None) -> list[str]:
     options = ['type=Pretrained', 'checkpoint=TEACHER', *([] if prefix is None else [f'prefix={prefix}'])]
     return [f'model.backbone.init_cfg.{option}' for option in options]
-
-
-@pytest.fixture(scope='module')
-def tiny_configs(tiny_configs, tmp_path_factory) -> dict[str, Path]:
-    return flat(tiny_configs, tmp_path_factory.mktemp('flat'))
 
 
 CASES = [
