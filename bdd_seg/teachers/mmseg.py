@@ -190,9 +190,12 @@ class MMSegTeacher(NetworkTeacher):
             try:
                 self._read = self.config if isinstance(self.config, dict) else load_config(self.config)
             except ConfigError as error:
-                hint = " Paths start at the folder you run in, or write '{{ fileDirname }}/...' for the config's"
-                is_there = '::' in str(self.config) or os.path.exists(str(self.config))
-                raise ConfigError(f'teacher: {error}{"" if is_there else f"{hint} own folder"}') from error
+                if '::' in str(self.config) or os.path.exists(str(self.config)):
+                    raise ConfigError(f'teacher: {error}') from error
+                raise ConfigError(
+                    f'teacher: {error} Paths start at the folder you run in, or write '
+                    "'{{ fileDirname }}/...' for the config's own folder"
+                ) from error
         return self._read
 
 
