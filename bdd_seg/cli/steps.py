@@ -3,6 +3,7 @@
 import argparse
 import gc
 from collections.abc import Callable
+from functools import cache
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -74,14 +75,14 @@ def prepare(
     return cfg
 
 
+@cache
 def _freeze_imports() -> None:
     """Exclude imported objects from garbage collection, once for a process.
 
     A collection takes a quarter of a second to look at them, and a start has eight. Workers of data loaders,
     which are forked, would also copy the memory that their collections touch.
     """
-    if not gc.get_freeze_count():
-        gc.freeze()
+    gc.freeze()
 
 
 def check_teacher(cfg: Config) -> None:

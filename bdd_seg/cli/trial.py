@@ -88,7 +88,7 @@ def _input_facts(teacher: Any) -> list[tuple[str, str]]:
         facts.append(('classes', teacher.class_map.describe()))
     if isinstance(teacher, NetworkTeacher):
         changes = ['normalised as it was trained'] if teacher.renormalises else []
-        size = teacher.input_size or teacher.facts.input_size
+        size = teacher.fixed_size
         if size is not None:
             changes.append(f'resized to {size[0]}×{size[1]}')
         if teacher.input_channels is not None:

@@ -66,8 +66,11 @@ class TeacherFirstLookHook(Hook):
         if areas:
             intersection, union = torch.stack(areas).sum(0)
             miou = 100 * (intersection / union)[union > 0].mean().item()
+            size = getattr(teacher, 'fixed_size', None)
+            resized = f', resized to {size[0]}×{size[1]}' if size else ''
             runner.logger.info(
-                f'teacher on {seen} of {len(dataset)} validation images: mIoU {miou:.1f}{_promise(teacher)}'
+                f'teacher on {seen} of {len(dataset)} validation images{resized}: mIoU {miou:.1f}'
+                f'{_promise(teacher)}'
             )
 
 

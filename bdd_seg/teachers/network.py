@@ -132,6 +132,11 @@ class NetworkTeacher(Teacher):
         return self._facts
 
     @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(H, W) to which its images are resized, None if they are not; known once it is built."""
+        return self.input_size or self.facts.input_size
+
+    @property
     def taps(self) -> list[str]:
         """Names of the maps it answers with, once it is built."""
         assert self.network is not None, 'build() comes first'
@@ -146,7 +151,7 @@ class NetworkTeacher(Teacher):
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         precision = "the student's precision" if self.precision is None else self.precision
         compiled = ', compiled' if self.compile else ''
-        size = self.input_size or self.facts.input_size
+        size = self.fixed_size
         resized = f', images resized to {size[0]}×{size[1]}' if size else ''
         return f'{self.title()}, {parameters / 1e6:.2f} M parameters, {precision}{compiled}{resized}'
 
@@ -218,7 +223,7 @@ class NetworkTeacher(Teacher):
     def prepare(self, inputs: Tensor) -> Tensor:
         """Return the student's images (N, C, H, W) as the teacher's network expects them."""
         images = renormalise(inputs, self._source, self.facts.normalisation, self.input_channels)
-        size = self.input_size or self.facts.input_size
+        size = self.fixed_size
         if size is not None and tuple(images.shape[2:]) != size:
             images = F.interpolate(images, size, mode='bilinear', align_corners=False)
         return images
