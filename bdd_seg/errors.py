@@ -1,4 +1,4 @@
-"""The one exception that the tools print as a line, and the hint "Did you mean …?"."""
+"""The one exception that the tools print as a line, and what messages are made of."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -13,6 +13,11 @@ class ConfigError(ValueError):
     def __str__(self) -> str:
         # A data loader's process puts its own traceback in front of the message.
         return super().__str__().rpartition('ConfigError: ')[2].rstrip()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def similar_to(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:

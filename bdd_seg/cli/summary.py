@@ -95,20 +95,26 @@ def _count(parameters: Any) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
+def weighted_kind(loss: nn.Module) -> str:
+    """Return a loss's class with its weight, if it has one, such as ``'3 × BDDLoss'``."""
+    weight, kind = getattr(loss, 'loss_weight', None), type(loss).__name__
+    return f'{weight:g} × {kind}' if isinstance(weight, int | float) else kind
+
+
+def own_parameters(loss: nn.Module) -> str:
+    """Return the end of a line that tells the number of a loss's parameters, empty where it has none."""
+    own = _count(loss.parameters())
+    return f', with {own:,} parameters of its own' if own else ''
+
+
 def _losses(model: SegDistiller) -> list[tuple[str, str]]:
     lines = []
     for loss, student_tap, teacher_tap in model.comparisons:
-        weight = getattr(loss, 'loss_weight', None)
-        kind = type(loss).__name__
-        if isinstance(weight, int | float):
-            kind = f'{weight:g} × {kind}'
         taps = f'{student_tap} of both'
         if student_tap != teacher_tap:
             taps = f"{student_tap} and the teacher's {teacher_tap}"
-        own = _count(loss.parameters())
-        if own:
-            taps += f', with {own:,} parameters of its own'
-        lines.append(('loss', f'{kind} (distill.{loss.loss_name}) on {taps}'))
+        kind = weighted_kind(loss)
+        lines.append(('loss', f'{kind} (distill.{loss.loss_name}) on {taps}{own_parameters(loss)}'))
     if len(lines) > _LOSSES:
         names = [f'distill.{loss.loss_name}' for loss in model.distill_losses]
         lines[_LOSSES - 1 :] = [('losses', ', '.join(names[_LOSSES - 1 :]))]

@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from bdd_seg.cli.summary import network_text
+from bdd_seg.cli.summary import network_text, own_parameters, weighted_kind
 from bdd_seg.distill.gradients import gradient_norm
 from bdd_seg.distill.segmentor import SegDistiller
 from bdd_seg.distill.settings import build, checked_teacher
@@ -118,13 +118,8 @@ def _loss_facts(model: SegDistiller, inputs: Tensor, samples: list[SegDataSample
         name = str(loss.loss_name)
         value = losses[f'distill.{name}']
         ours, theirs = shapes[name]
-        text = (
-            f'{loss.loss_weight:g} × {type(loss).__name__} of {student_tap} {ours} and the '
-            f"teacher's {teacher_tap} {theirs}"
-        )
-        layers = sum(parameter.numel() for parameter in loss.parameters())
-        text += f', with {layers:,} parameters of its own' if layers else ''
-        facts.append((name, text))
+        maps = f"{student_tap} {ours} and the teacher's {teacher_tap} {theirs}"
+        facts.append((name, f'{weighted_kind(loss)} of {maps}{own_parameters(loss)}'))
         text = f'{value.item():.3g} here'
         if own_norm:
             ratio = gradient_norm(value, parameters).item() / own_norm

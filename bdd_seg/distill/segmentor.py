@@ -16,7 +16,7 @@ from bdd_seg.distill.channels import map_channels
 from bdd_seg.distill.gradients import GradientBalance
 from bdd_seg.distill.schedule import Schedule
 from bdd_seg.distill.settings import build, check_losses, checked_losses, checked_teacher
-from bdd_seg.distill.taps import LOGITS, Tap, check_map, default_tap, find_taps
+from bdd_seg.distill.taps import LOGITS, Tap, check_map, default_tap, find_taps, last_head
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses.base import DistillLoss
 from bdd_seg.losses.pair import Pair, align, resize_nearest
@@ -183,7 +183,7 @@ class SegDistiller(EncoderDecoder):
 
     @property
     def _ignore_index(self) -> int:
-        return _last(self.decode_head).ignore_index
+        return last_head(self).ignore_index
 
     def _ignore_where_unlabelled(self, inputs: Tensor, data_samples: SampleList) -> None:
         for sample in data_samples:
@@ -343,7 +343,3 @@ class _Losses(nn.ModuleList):
         for name, loss in self.named_children():
             loss.state_dict(destination=state_dict, prefix=f'{prefix}{name}.')
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _last(head: Any) -> Any:
-    return head[-1] if isinstance(head, nn.ModuleList) else head

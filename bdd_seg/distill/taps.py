@@ -283,6 +283,12 @@ def default_tap(model: nn.Module) -> str:
     return modules[0] if read is _itself else LOGITS
 
 
+def last_head(model: nn.Module) -> Any:
+    """Return the decode head of a segmentor, the last one of a cascade, None where there is none."""
+    head = getattr(model, 'decode_head', None)
+    return head[-1] if isinstance(head, nn.ModuleList) and len(head) else head
+
+
 def _first(outputs: tuple[Tensor, ...]) -> Tensor:
     return outputs[0]
 

@@ -11,8 +11,10 @@ from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 from mmseg.models.utils import resize
 from mmseg.registry import HOOKS
-from torch import Tensor, nn
+from torch import Tensor
 
+from bdd_seg.distill.taps import last_head
+from bdd_seg.errors import first_line
 from bdd_seg.runtime.guards.seeding import random_state_kept
 from bdd_seg.teachers.metafile import published
 
@@ -57,8 +59,7 @@ class TeacherFirstLookHook(Hook):
                 try:
                     areas += _areas(model, dataset[number * len(dataset) // count])
                 except Exception as error:  # whole images may not fit the memory or the network as crops do
-                    reason = str(error).strip().partition('\n')[0]
-                    runner.logger.info(f'teacher not tried on whole validation images: {reason}')
+                    runner.logger.info(f'teacher not tried on whole validation images: {first_line(error)}')
                     break
                 seen += 1
                 if time.monotonic() > begin + self.seconds:
@@ -83,8 +84,7 @@ def _areas(model: Any, data: dict[str, Any]) -> list[Tensor]:
             return []
         logits = model.teacher(batch['inputs'], batch['data_samples']).maps[model.teacher.logits_tap].float()
         label = sample.gt_sem_seg.data
-        heads = model.decode_head
-        ignore_index = (heads[-1] if isinstance(heads, nn.ModuleList) else heads).ignore_index
+        ignore_index = last_head(model).ignore_index
         class_map = model.teacher.class_map
         if class_map is not None:
             logits, label = class_map.teacher_logits(logits), class_map.labels(label, ignore_index)

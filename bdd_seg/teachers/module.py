@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bdd_seg.distill.taps import LOGITS, Tap, find_taps, import_named
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.seeding import random_state_kept
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.runtime.upstream.checkpoints import (
     find_checkpoint,
@@ -279,9 +280,9 @@ def logits_of(maps: Mapping[str, Tensor], teacher: str) -> Tensor:
     Raises:
         ConfigError: None of them is.
     """
-    for key in ('out', LOGITS, '0'):
-        if key in maps:
-            return maps[key]
+    logits = _logits_among(maps)
+    if logits is not None:
+        return logits
     raise ConfigError(
         f'teacher ({teacher}): it returns no class logits. Expected a tensor (N, C, h, w), a dict with '
         f"'out' or 'logits', an object with logits, or a tuple or list whose first entry they are; found the "
@@ -350,20 +351,18 @@ def _is_inside(model: nn.Module, tap: str) -> bool:
 
 def _run(model: nn.Module, images: Tensor) -> Tensor | None:
     """Run a network, and return its class logits if it has any."""
-    maps = output_maps(model(images))
+    return _logits_among(output_maps(model(images)))
+
+
+def _logits_among(maps: Mapping[str, Tensor]) -> Tensor | None:
     return next((maps[key] for key in ('out', LOGITS, '0') if key in maps), None)
 
 
 @contextmanager
 def _other_random_numbers() -> Iterator[None]:
     """Let a block draw the same random numbers each time, and none of the run's."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    with random_state_kept():
+        torch.default_generator.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        yield

@@ -12,7 +12,7 @@ from mmseg.utils import SampleList
 from torch import Tensor, nn
 
 from bdd_seg.distill.taps import LOGITS, check_map
-from bdd_seg.errors import ConfigError
+from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.runtime.upstream import bfloat16
 from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.classes import check_number_of_classes
@@ -127,7 +127,7 @@ class NetworkTeacher(Teacher):
 
     @property
     def facts(self) -> Network:
-        """What is known of the network, once it is built."""
+        """Facts about the network, known once it is built."""
         assert self._facts is not None, 'build() comes first'
         return self._facts
 
@@ -151,9 +151,12 @@ class NetworkTeacher(Teacher):
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         precision = "the student's precision" if self.precision is None else self.precision
         compiled = ', compiled' if self.compile else ''
+        return f'{self.title()}, {parameters / 1e6:.2f} M parameters, {precision}{compiled}{self._resized()}'
+
+    def _resized(self) -> str:
+        """Return the end of a summary, which tells the size to which images are resized."""
         size = self.fixed_size
-        resized = f', images resized to {size[0]}×{size[1]}' if size else ''
-        return f'{self.title()}, {parameters / 1e6:.2f} M parameters, {precision}{compiled}{resized}'
+        return f', images resized to {size[0]}×{size[1]}' if size else ''
 
     def build(self, student: BaseSegmentor, taps: Iterable[str | None]) -> None:
         """Load the network, and check that it can teach ``student``.
@@ -210,10 +213,10 @@ class NetworkTeacher(Teacher):
         except Exception as error:
             if self._has_answered:
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f'teacher ({self.describe()}): it fails on images {tuple(images.shape)} ({reason}). If it '
-                'takes images of one size, or of certain multiples, set teacher.input_size'
+                f'teacher ({self.describe()}): it fails on images {tuple(images.shape)} '
+                f'({first_line(error)}). If it takes images of one size, or of certain '
+                'multiples, set teacher.input_size'
             ) from error
         self._has_answered = True
         for tap, output in maps.items():

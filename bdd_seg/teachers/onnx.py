@@ -18,7 +18,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from bdd_seg.distill.taps import LOGITS
-from bdd_seg.errors import ConfigError, similar_to
+from bdd_seg.errors import ConfigError, first_line, similar_to
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.teachers.module import TappedOutputs, check_names_fit, check_stated_names, checked_names
 from bdd_seg.teachers.network import Network, NetworkTeacher
@@ -92,10 +92,8 @@ class OnnxTeacher(NetworkTeacher):
 
     def summary(self) -> str:
         """Return the file's path, its size, where it runs, and the size of its images."""
-        size = self.input_size or self.facts.input_size
-        resized = f', images resized to {size[0]}×{size[1]}' if size else ''
         provider = _session_of(self.facts.model).get_providers()[0]
-        return f'{self.describe()}, {self.file.stat().st_size / 1e6:.2f} MB, {provider}{resized}'
+        return f'{self.describe()}, {self.file.stat().st_size / 1e6:.2f} MB, {provider}{self._resized()}'
 
     def check(self, student: Mapping[str, Any], classes: Sequence[str] = ()) -> None:
         """Check that there are onnxruntime and the file, and ``class_names``.
@@ -187,7 +185,7 @@ class OnnxTeacher(NetworkTeacher):
             session = runtime.InferenceSession(str(self.file), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise ConfigError(
-                f'teacher ({self.describe()}): it cannot be loaded: {_first_line(error)}. If it is damaged, '
+                f'teacher ({self.describe()}): it cannot be loaded: {first_line(error)}. If it is damaged, '
                 'copy it again, with the files beside it; export it with standard operators only'
             ) from error
         if get_device() == 'cuda' and _CUDA not in session.get_providers():
@@ -330,7 +328,7 @@ class OnnxGraph(nn.Module):
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise ConfigError(
                 f'teacher ({self.file}): it does not run on images {tuple(images.shape)}: '
-                f'{_first_line(error)}. If it takes images of one size only, give teacher.input_size=(H, W)'
+                f'{first_line(error)}. If it takes images of one size only, give teacher.input_size=(H, W)'
             ) from error
         return {
             name: torch.from_numpy(np.concatenate(parts)).to(images)
@@ -368,7 +366,3 @@ def _session_of(model: nn.Module) -> Any:
 def _run(logits: str | None, model: nn.Module, images: Tensor) -> Tensor | None:
     maps = model(images)
     return None if logits is None else maps[logits]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition('\n')[0]

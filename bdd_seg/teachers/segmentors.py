@@ -1,14 +1,12 @@
 """Run any kind of mmseg segmentor to its final class logits, per pixel."""
 
-from typing import Any
-
 import torch
 from mmseg.models import BaseSegmentor
 from mmseg.models.backbones import BEiT
 from mmseg.models.decode_heads import Mask2FormerHead, MaskFormerHead, PointHead, SideAdapterCLIPHead
-from torch import Tensor, nn
+from torch import Tensor
 
-from bdd_seg.distill.taps import LOGITS, default_tap
+from bdd_seg.distill.taps import LOGITS, default_tap, last_head
 from bdd_seg.errors import ConfigError
 
 # Heads that propose masks and classify each: a class's score at a pixel is a sum over masks.
@@ -22,7 +20,7 @@ def logits_tap(model: BaseSegmentor) -> str:
 
     A segmentor of the user's own is one of the latter: what it returns counts.
     """
-    head = _last_head(model)
+    head = last_head(model)
     if isinstance(head, (PointHead, *_MASK_CLASSIFIERS)):
         return LOGITS
     try:
@@ -43,7 +41,7 @@ def run(model: BaseSegmentor, inputs: Tensor) -> Tensor:
         model: The segmentor.
         inputs: (N, bands, H, W), normalised as it expects.
     """
-    head = _last_head(model)
+    head = last_head(model)
     if isinstance(head, (PointHead, *_MASK_CLASSIFIERS)):
         size = inputs.shape[2:]
         meta = {'img_shape': size, 'pad_shape': size, 'ori_shape': size}
@@ -76,8 +74,3 @@ def fixed_input_size(model: BaseSegmentor) -> tuple[int, int] | None:
         height, width = backbone.img_size
         return height, width
     return None
-
-
-def _last_head(model: nn.Module) -> Any:
-    head = getattr(model, 'decode_head', None)
-    return head[-1] if isinstance(head, nn.ModuleList) and len(head) else head

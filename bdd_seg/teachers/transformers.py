@@ -16,7 +16,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from bdd_seg.distill.taps import LOGITS, Tap
-from bdd_seg.errors import ConfigError
+from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.teachers.classes import check_number_of_classes, number_of_classes
 from bdd_seg.teachers.network import Network, NetworkTeacher, input_bands
@@ -234,7 +234,7 @@ class TransformersTeacher(NetworkTeacher):
         except (OSError, ValueError) as error:  # of the network, the hub, or the name
             raise ConfigError(
                 f'teacher.model {self.source!r} is no folder, and cannot be fetched from Hugging Face '
-                f'({_first_line(error)}). Where there is no network, run `hf download {self.source}` where '
+                f'({first_line(error)}). Where there is no network, run `hf download {self.source}` where '
                 'there is one and give the folder here, or set HF_HOME to a cache that has it'
             ) from error
 
@@ -246,7 +246,7 @@ class TransformersTeacher(NetworkTeacher):
             raise
         except Exception as error:  # of any kind, where a file is damaged
             raise self._error(
-                f'its config.json cannot be used ({_first_line(error)}). trust_remote_code=True lets code of '
+                f'its config.json cannot be used ({first_line(error)}). trust_remote_code=True lets code of '
                 'the model run, if you trust it'
             ) from error
 
@@ -294,7 +294,7 @@ class TransformersTeacher(NetworkTeacher):
                 )
         except Exception as error:  # of any kind: from pickle, safetensors, or the network's own code
             raise self._error(
-                f'it cannot be loaded ({type(error).__name__}: {_first_line(error)}). Its weights must be a '
+                f'it cannot be loaded ({type(error).__name__}: {first_line(error)}). Its weights must be a '
                 'model.safetensors, or a pytorch_model.bin that holds tensors only'
             ) from error
         # No map comes from a pooler, and several backbones on the hub, such as DINO, are saved without.
@@ -326,7 +326,7 @@ class TransformersTeacher(NetworkTeacher):
             raise
         except (OSError, LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise self._error(
-                f'no preprocessor_config.json tells how its images are normalised: {_first_line(error)}. '
+                f'no preprocessor_config.json tells how its images are normalised: {first_line(error)}. '
                 'Give teacher.mean and teacher.std, for values 0 to 255. ImageNet: '
                 'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]'
             ) from error
@@ -338,7 +338,7 @@ class TransformersTeacher(NetworkTeacher):
         except Exception as error:  # of any kind, where a file is missing or damaged
             raise self._error(
                 'a OneFormer is told its task in words, and its tokenizer cannot be read '
-                f'({_first_line(error)}). Copy or download all of its files'
+                f'({first_line(error)}). Copy or download all of its files'
             ) from error
         words = tokenizer(
             ['the task is semantic'],
@@ -391,10 +391,6 @@ def _weight_files(folder: Path) -> list[Path]:
             return []
         return [file, *sorted(shards)] if all(shard.is_file() for shard in shards) else []
     return []
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _name(config: Any) -> str:

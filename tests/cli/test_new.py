@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, build, complaint
 from mmengine.config import Config
+from mmseg.registry import MODELS
 from torch import nn
 
 from bdd_seg.cli import new
@@ -68,6 +69,21 @@ def test_features_get_an_adapter(make, tiny_configs):
     printed, cfg = make(tiny_configs['teacher'], '--loss', 'FeatureLoss', *taps)
     assert cfg.model.distill_losses[0].student_tap == 'backbone.layer4'
     assert "(2, 32, 4, 8) and the teacher's backbone.layer4 (2, 128, 4, 8), with 4,224 parameters" in printed
+
+
+@MODELS.register_module()
+class Unweighted(nn.Module):
+    """A loss of the user's own, with a name alone."""
+
+    loss_name = 'loss_unweighted'
+
+    def forward(self, student, teacher, seg_label, align_corners, mask=None):
+        return (student - teacher).square().mean()
+
+
+def test_a_loss_of_ones_own_needs_no_weight(make):
+    printed, _ = make(NETWORK, '--loss', 'Unweighted')
+    assert 'loss_unweighted Unweighted of decode_head.conv_seg (2, 19, 4, 8) and' in printed
 
 
 def test_other_classes_get_a_map(make, tiny_configs, tmp_path):

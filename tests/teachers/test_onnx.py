@@ -74,23 +74,6 @@ def expected(images, classes=19):
     return torch.from_numpy(np.einsum('cb,nbhw->nchw', weight(classes, bands), pooled))
 
 
-@pytest.fixture(scope='module')
-def student(tiny_configs):
-    return build(tiny_configs['student'])
-
-
-@pytest.fixture
-def images():
-    """(2, 3, 32, 64) as they are loaded."""
-    return torch.randint(0, 256, (2, 3, 32, 64), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def inputs(student, images):
-    """The images as the student receives them."""
-    return student.data_preprocessor({'inputs': [*images.to(torch.uint8)]})['inputs']
-
-
 @pytest.fixture
 def file(tmp_path):
     return write(tmp_path / 'model.onnx')
