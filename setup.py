@@ -5,7 +5,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 # Older onnxruntimes let a crafted file read others outside of its folder; none for Python 3.10 is new enough.
-ONNX = ['onnx; python_version >= "3.11"', 'onnxruntime>=1.24.4; python_version >= "3.11"']
+ONNX = [f'{package}; python_version >= "3.11"' for package in ('onnx', 'onnxruntime>=1.24.4', 'onnxscript')]
+REPORT = ['jinja2', 'plotly']
 TRANSFORMERS = ['transformers>=5.20']
 
 setup(
@@ -35,6 +36,7 @@ setup(
     # bdd_seg/.mim/configs and bdd_seg/.mim/tools are links to the folders beside the package.
     package_data={
         'bdd_seg': ['.mim/*.yml', '.mim/configs/**/*.py', '.mim/configs/**/*.md', '.mim/tools/*.py'],
+        'bdd_seg.report': ['templates/*'],
         'bdd_seg.study': ['demo.yaml'],
     },
     install_requires=[
@@ -49,8 +51,17 @@ setup(
         'onedl-mmsegmentation==1.4.2',
     ],
     extras_require={
-        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', *ONNX, *TRANSFORMERS],
+        'dev': [
+            *('hypothesis', 'mypy', 'playwright', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff'),
+            *ONNX,
+            *REPORT,
+            *TRANSFORMERS,
+        ],
         'onnx': ONNX,
+        'report': REPORT,
         'transformers': TRANSFORMERS,
+        'tensorboard': ['tensorboard'],
+        'wandb': ['wandb'],
+        'mlflow': ['mlflow'],
     },
 )

@@ -17,7 +17,9 @@ ALLOWED = {
     'distill': {'errors', 'losses', 'runtime'},
     'teachers': {'errors', 'losses', 'runtime', 'distill'},
     'study': {'errors', 'losses', 'runtime', 'distill', 'teachers', 'datasets'},
-    'cli': {'errors', 'losses', 'runtime', 'distill', 'teachers', 'datasets', 'study'},
+    'deploy': {'errors', 'runtime', 'distill', 'teachers', 'datasets'},
+    'report': {'errors', 'runtime', 'distill', 'teachers', 'datasets', 'study', 'deploy'},
+    'cli': {'errors', 'losses', 'runtime', 'distill', 'teachers', 'datasets', 'study', 'deploy', 'report'},
 }
 
 

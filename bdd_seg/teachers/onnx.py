@@ -101,7 +101,7 @@ class OnnxTeacher(NetworkTeacher):
         Raises:
             ConfigError: There are not, or the names are not those of the student's classes.
         """
-        _onnxruntime()
+        import_onnxruntime()
         self._check_file()
         check_stated_names(self, self.stated_names, student, classes)
 
@@ -173,28 +173,8 @@ class OnnxTeacher(NetworkTeacher):
             raise ConfigError(f'teacher.model: {str(self.file)!r} is no file. Give the path of an ONNX file')
 
     def _session(self) -> Any:
-        runtime = _onnxruntime()
         self._check_file()
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised, too
-        options.intra_op_num_threads = torch.get_num_threads()
-        providers: list[Any] = [_CPU]
-        if get_device() == 'cuda' and _CUDA in runtime.get_available_providers():
-            providers.insert(0, (_CUDA, {'device_id': torch.cuda.current_device()}))
-        try:
-            session = runtime.InferenceSession(str(self.file), options, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions have no base of their own
-            raise ConfigError(
-                f'teacher ({self.describe()}): it cannot be loaded: {first_line(error)}. If it is damaged, '
-                'copy it again, with the files beside it; export it with standard operators only'
-            ) from error
-        if get_device() == 'cuda' and _CUDA not in session.get_providers():
-            print_log(
-                f'The teacher ({self.describe()}) runs on the CPU: this onnxruntime cannot use the GPU. '
-                'Install onnxruntime-gpu in its place',
-                'current',
-                logging.WARNING,
-            )
+        session = open_session(self.file, f'teacher ({self.describe()})')
         self._check_input(session)
         return session
 
@@ -336,12 +316,52 @@ class OnnxGraph(nn.Module):
         }
 
 
-def _onnxruntime() -> Any:
+def open_session(file: Path, owner: str) -> Any:
+    """Return a session of onnxruntime: on the GPU where torch is and onnxruntime can, else on the CPU.
+
+    Args:
+        file: An ONNX file.
+        owner: The beginning of messages.
+
+    Raises:
+        ConfigError: onnxruntime is missing or too old, or the file is damaged, wants operators that
+            onnxruntime lacks, or data outside of its folder.
+    """
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, too
+    options.intra_op_num_threads = torch.get_num_threads()
+    providers: list[Any] = [_CPU]
+    if get_device() == 'cuda' and _CUDA in runtime.get_available_providers():
+        providers.insert(0, (_CUDA, {'device_id': torch.cuda.current_device()}))
+    try:
+        session = runtime.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        raise ConfigError(
+            f'{owner}: it cannot be loaded: {first_line(error)}. If it is damaged, copy it again, with the '
+            'files beside it; export it with standard operators only'
+        ) from error
+    if get_device() == 'cuda' and _CUDA not in session.get_providers():
+        print_log(
+            f'{owner} runs on the CPU: this onnxruntime cannot use the GPU. Install onnxruntime-gpu in its '
+            'place',
+            'current',
+            logging.WARNING,
+        )
+    return session
+
+
+def import_onnxruntime() -> Any:
+    """Return the module ``onnxruntime``.
+
+    Raises:
+        ConfigError: It is not installed, or too old to be safe.
+    """
     try:
         import onnxruntime  # an extra
     except ImportError as error:
         raise ConfigError(
-            f"an OnnxTeacher needs onnxruntime ({error}): pip install 'bdd-seg[onnx]', or onnxruntime-gpu"
+            f"an ONNX file needs onnxruntime ({error}): pip install 'bdd-seg[onnx]', or onnxruntime-gpu"
         ) from error
     if digit_version(onnxruntime.__version__) < digit_version(_OLDEST_RUNTIME):
         raise ConfigError(

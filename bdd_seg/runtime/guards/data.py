@@ -198,13 +198,24 @@ def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
     Args:
         dataset: Its settings.
     """
+    classes = dataset_meta(dataset).get('classes')
+    return None if classes is None else tuple(classes)
+
+
+def dataset_meta(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the meta information of a data set, of the first one if it wraps several, as far as it is told.
+
+    Args:
+        dataset: Its settings.
+
+    Returns:
+        ``classes`` and ``palette`` among others.
+    """
     settings, _ = next(leaf_datasets(dict(dataset), ''))
     kind = class_of(settings, DATASETS)
     if kind is None:
-        return None
+        return {}
     if issubclass(kind, BaseDataset):  # its classes may depend on any of its settings
         built = build_lazily(settings)
-        classes = None if built is None else built.metainfo.get('classes')
-    else:
-        classes = getattr(kind, 'METAINFO', {}).get('classes')
-    return None if classes is None else tuple(classes)
+        return {} if built is None else dict(built.metainfo)
+    return dict(getattr(kind, 'METAINFO', {}))

@@ -1,0 +1,1 @@
+"""The student at work: export, quantisation, prediction, publication."""

@@ -1,0 +1,148 @@
+"""Load a trained network, whichever kind of file it lies in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
+from mmseg.models import BaseSegmentor
+from mmseg.registry import MODELS
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bdd_seg.deploy.about import About, about_model
+from bdd_seg.deploy.exported import SUFFIXES, ExportedSegmentor
+from bdd_seg.distill.student import plain_config
+from bdd_seg.errors import ConfigError, first_line
+from bdd_seg.runtime.upstream.checkpoints import load_and_report_mismatch, load_checkpoint, weights_of
+from bdd_seg.runtime.upstream.configs import load_config, walk
+from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, ready to predict.
+
+    Attributes:
+        model: The segmentor in eval mode, on the CPU, without its teacher.
+        about: Facts about it.
+        cfg: Its config, in which the student is plain; None for an exported file.
+        file: The file with its weights.
+        meta: What a checkpoint tells besides weights: ``dataset_meta``, ``iter``, ``seed`` and others.
+    """
+
+    model: BaseSegmentor
+    about: About
+    cfg: Config | None
+    file: Path
+    meta: Mapping[str, Any]
+
+
+def load_trained(source: str | Path, checkpoint: str | Path | None = None) -> Trained:
+    """Load a network.
+
+    Args:
+        source: A config file; a checkpoint (``.pth``, ``.safetensors``) with one config beside it, as
+            ``bdd-seg publish`` and ``export`` write it and ``bdd-seg train`` leaves it; a work dir, whose
+            latest checkpoint counts; or an exported ``.onnx`` or ``.pt2``.
+        checkpoint: The checkpoint of a config file.
+
+    Raises:
+        ConfigError: There is no such file, no config beside it or several, or its weights do not fit.
+    """
+    path = Path(source).expanduser()
+    if path.suffix in SUFFIXES:
+        model = ExportedSegmentor(path).eval()
+        return Trained(model, model.about, None, path, {})
+    config, checkpoint = find_pair(source, checkpoint)
+    cfg = plain_config(load_config(config))
+    weights, meta = read_weights(checkpoint)
+    model = build_plain(cfg)
+    mismatch = load_and_report_mismatch(model, weights)
+    if mismatch:
+        raise ConfigError(f'{checkpoint} does not fit the model of {config}: {mismatch}')
+    return Trained(
+        model.eval(), about_model(model, cfg, meta.get('dataset_meta')), cfg, Path(checkpoint), meta
+    )
+
+
+def find_pair(source: str | Path, checkpoint: str | Path | None = None) -> tuple[str, str]:
+    """Return the config and the checkpoint that ``source`` stands for, as :func:`load_trained` takes it.
+
+    Raises:
+        ConfigError: One of them is missing, or there are several.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = latest_checkpoint(path)
+        if found is None:
+            raise ConfigError(f'{str(path)!r} holds no checkpoint iter_*.pth or epoch_*.pth: train it first')
+        return str(config_beside(Path(found))), str(found)
+    if path.suffix == '.py' or '::' in str(source):
+        if checkpoint is None:
+            raise ConfigError(f'{source} is a config: give the checkpoint, too, as in {source} CHECKPOINT')
+        return str(source), str(checkpoint)
+    if not path.is_file():
+        raise ConfigError(
+            f'{str(source)!r} does not exist. Give CONFIG.py CHECKPOINT, a checkpoint with its config beside '
+            'it, a work dir, or an exported .onnx or .pt2'
+        )
+    return str(config_beside(path)), str(path)
+
+
+def config_beside(checkpoint: Path) -> Path:
+    """Return the config in a checkpoint's folder: that of the same name, else the only one.
+
+    Raises:
+        ConfigError: There is none, or several of other names.
+    """
+    same = checkpoint.with_suffix('.py')
+    found = [same] if same.is_file() else sorted(checkpoint.parent.glob('*.py'))
+    if len(found) != 1:
+        listed = f'several configs beside it ({", ".join(path.name for path in found)})'
+        raise ConfigError(
+            f'{str(checkpoint)!r} has {listed if found else "no config beside it"}. Name the config before it: '
+            'CONFIG.py CHECKPOINT'
+        )
+    return found[0]
+
+
+def read_weights(checkpoint: str | Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """Return the weights of a ``.pth`` or ``.safetensors``, and what else it tells.
+
+    Raises:
+        ConfigError: It is missing or damaged, or holds more than weights.
+    """
+    if Path(checkpoint).suffix == '.safetensors':
+        if not Path(checkpoint).is_file():
+            raise ConfigError(f'checkpoint {str(checkpoint)!r} does not exist')
+        try:
+            return load_file(checkpoint), {}
+        except SafetensorError as error:
+            raise ConfigError(
+                f'checkpoint {str(checkpoint)!r} is damaged: {first_line(error)}. Copy it again'
+            ) from error
+    content = load_checkpoint(checkpoint)
+    meta = content.get('meta')
+    return weights_of(content, f'checkpoint {str(checkpoint)!r}'), meta if isinstance(meta, dict) else {}
+
+
+def build_plain(cfg: Config) -> BaseSegmentor:
+    """Build the plain network of a config, without weights to be downloaded, in any process.
+
+    Raises:
+        ConfigError: The config has no model.
+    """
+    if cfg.get('model') is None:
+        raise ConfigError(f'{cfg.filename} has no model')
+    settings = plain_config(cfg).model
+    for _, part in walk(settings, 'model'):
+        for key in ('init_cfg', 'pretrained'):
+            if isinstance(part, dict):
+                part.pop(key, None)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'):
+        return revert_sync_batchnorm(MODELS.build(settings))

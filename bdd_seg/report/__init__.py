@@ -1,0 +1,1 @@
+"""The report page: did distillation help, where, and what does it cost."""
