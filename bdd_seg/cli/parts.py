@@ -15,6 +15,7 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel, ExponentialMovingAverage
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapperDict, ZeroRedundancyOptimizer
 from mmengine.registry import DefaultScope, Registry
+from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, WandbVisBackend
 from mmseg.models import EncoderDecoder
 from torch import nn
 from torch.utils.data import DataLoader
@@ -32,6 +33,13 @@ _LOADER_KEYS = {'num_batch_per_epoch', 'disable_subprocess_warning'}
 
 # Transforms whose "transforms" are built from the same registry. Other classes, such as Albu, have others.
 _WRAPPERS = (Compose, KeyMapper, RandomApply, RandomChoice, TestTimeAug)
+
+# Where a training can send its log, and the package that it takes: an extra of the same name.
+_TRACKERS = {
+    TensorboardVisBackend: 'tensorboard',
+    WandbVisBackend: 'wandb',
+    MLflowVisBackend: 'mlflow',
+}
 
 # The parts of a segmentor that are built with exactly the settings that the config gives.
 _MODEL_PARTS = ('data_preprocessor', 'backbone', 'neck', 'decode_head', 'auxiliary_head')
@@ -387,7 +395,18 @@ def _check_visualizer(visualizer: Any, key: str) -> None:
     check_built(visualizer, key, registries.VISUALIZERS, supplied={'name', 'save_dir'})
     if isinstance(visualizer, Mapping):
         for backend, where in _each(visualizer.get('vis_backends'), f'{key}.vis_backends'):
-            check_built(backend, where, registries.VISBACKENDS, supplied={'save_dir'})
+            kind = check_built(backend, where, registries.VISBACKENDS, supplied={'save_dir'})
+            for tracker, package in _TRACKERS.items():
+                if _is_class(kind, tracker) and not _is_installed(package):
+                    raise ConfigError(
+                        f"{described(backend, where)} needs {package}: pip install 'bdd-seg[{package}]'"
+                    )
+
+
+def _is_installed(package: str) -> bool:
+    """Return whether there is a package. A mere folder of that name, as trackers make, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _check_log_processor(settings: Any, key: str) -> None:

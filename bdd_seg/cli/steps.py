@@ -27,6 +27,7 @@ HOOKS = {
     'train': {
         'batch_norm': 'BatchNormHook',
         'checkpoint_fits': 'CheckpointFitsHook',
+        'diagnostics': 'DiagnosticsHook',
         'exact_resume': 'ExactResumeHook',
         'finite': 'FiniteLossHook',
         'loss_state': 'LossStateHook',

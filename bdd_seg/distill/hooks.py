@@ -1,17 +1,19 @@
-"""Hooks of distillation losses: the schedule of a setting, and weights kept for resuming."""
+"""Hooks of distillation: schedules and weights of losses, and diagnostics of the logged iterations."""
 
 import logging
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from mmseg.registry import HOOKS
 
+from bdd_seg.distill.diagnostics import DIAGNOSTICS
 from bdd_seg.distill.gradients import GradientBalance
 from bdd_seg.distill.schedule import Schedule, check_movable
+from bdd_seg.distill.segmentor import SegDistiller
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.models import unwrapped
 
@@ -112,6 +114,45 @@ class LossScheduleHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         for name, value in self._schedule.values(runner.iter, runner.max_iters).items():
             setattr(self._loss, name, value)
+
+
+@HOOKS.register_module()
+class DiagnosticsHook(Hook):
+    """Has a :class:`~bdd_seg.distill.SegDistiller` compute diagnostics in the logged iterations.
+
+    They are ``distill.agreement``, ``distill.forward_kl`` and ``distill.reverse_kl``, see
+    :func:`~bdd_seg.distill.diagnostics.logit_diagnostics`. The first iteration has them, too; the others cost
+    nothing. A logged value is that of its own iteration, as for ``distill.teacher_acc``, and no mean over a
+    window.
+    """
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Tell the model whether this iteration is logged."""
+        model = unwrapped(runner.model)
+        if isinstance(model, SegDistiller):
+            # The log has values in the order in which they came up: these beside the other ones of the
+            # distillation, if the first iteration has them.
+            model.diagnose = runner.iter == 0 or _is_logged(runner, batch_idx)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Forget diagnostics of other losses, which a resumed run has in its log and does not compute."""
+        if _is_logged(runner, batch_idx):
+            for key in DIAGNOSTICS:
+                if key not in (outputs or {}):
+                    runner.message_hub.log_scalars.pop(f'train/{key}', None)
+
+
+def _is_logged(runner: Runner, batch_idx: int) -> bool:
+    """Return whether a ``LoggerHook`` writes a line after this iteration; its conditions."""
+    loader = runner.train_dataloader
+    return any(
+        hook.every_n_inner_iters(batch_idx, hook.interval)
+        or (hook.end_of_epoch(loader, batch_idx) and (not hook.ignore_last or len(loader) <= hook.interval))
+        for hook in runner.hooks
+        if isinstance(hook, LoggerHook)
+    )
 
 
 def _gradient_balance(runner: Runner) -> GradientBalance | None:

@@ -13,6 +13,7 @@ from mmseg.utils import SampleList
 from torch import Tensor, nn
 
 from bdd_seg.distill.channels import map_channels
+from bdd_seg.distill.diagnostics import logit_diagnostics, without_padding
 from bdd_seg.distill.gradients import GradientBalance
 from bdd_seg.distill.schedule import Schedule
 from bdd_seg.distill.settings import build, check_losses, checked_losses, checked_teacher
@@ -46,6 +47,10 @@ class SegDistiller(EncoderDecoder):
             step, such that the norm of its gradient, in the student's parameters and in those of the loss's
             own layers, is this multiple of the norm of the student's own loss's. The log says which.
         **segmentor: Arguments of the student's own class.
+
+    Attributes:
+        diagnose: Whether :meth:`loss` returns diagnostics of the logits, too. The
+            :class:`~bdd_seg.distill.DiagnosticsHook` sets it for the iterations that are logged.
 
     Raises:
         ConfigError: No teacher, no loss, two losses of one name, or settings that a loss refuses.
@@ -95,6 +100,7 @@ class SegDistiller(EncoderDecoder):
             if schedule is not None
         }
         self.gradient_balance = None if balance_gradients is None else GradientBalance(balance_gradients)
+        self.diagnose = False
 
     def init_weights(self) -> None:
         """Initialise the student as it would be alone, then build the teacher."""
@@ -115,7 +121,9 @@ class SegDistiller(EncoderDecoder):
         Returns:
             ``distill.<loss_name>`` for each distillation loss, the diagnostic ``distill.teacher_acc``, which
             is the teacher's pixel accuracy on this batch in percent, and then mmseg's losses. The log has
-            them in this order.
+            them in this order. If :attr:`diagnose` is set and a loss compares class logits, the diagnostics
+            of :func:`~bdd_seg.distill.diagnostics.logit_diagnostics` follow the accuracy. They change
+            nothing else.
 
         Raises:
             ConfigError: A map of the student carries no gradient while it trains, or is no map of the images.
@@ -144,6 +152,8 @@ class SegDistiller(EncoderDecoder):
         if self.out_channels > 1 and logits_tap in answer.maps:
             logits, label = batch.teacher_logits_and_labels(logits_tap)
             losses['distill.teacher_acc'] = self.teacher.accuracy(logits, label, self._ignore_index)
+        if self.diagnose:
+            losses |= self._diagnostics(batch, inputs, data_samples)
         return {**losses, **own_losses}
 
     @property
@@ -215,6 +225,14 @@ class SegDistiller(EncoderDecoder):
                 for name, value in values.items():
                     setattr(loss, name, value)
 
+    def _diagnostics(self, batch: '_Batch', inputs: Tensor, data_samples: SampleList) -> dict[str, Tensor]:
+        """Return the diagnostics of the first class logits that a loss compares; empty where none does."""
+        for _, student_tap, teacher_tap in self.comparisons:
+            pair = batch.class_logits(student_tap, teacher_tap, self.out_channels)
+            if pair is not None:
+                return logit_diagnostics(without_padding(pair, data_samples, inputs.shape[2:]))
+        return {}
+
     def _balanced(
         self, balance: GradientBalance, own_losses: dict[str, Tensor], losses: dict[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -261,6 +279,7 @@ class _Batch:
         self.known: dict[str, Tensor] = answer.known
         self.align_corners = align_corners
         self._class_map = teacher.class_map
+        self._logits_tap = teacher.logits_tap
         self._ignore_index = ignore_index
         self.seg_label = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
         self._labels: dict[tuple[int, ...], Tensor] = {}  # (H, W) → (N, H, W)
@@ -272,6 +291,19 @@ class _Batch:
         if self._class_map is not None:
             logits = self._class_map.teacher_logits(logits)
         return logits, self._label(tuple(logits.shape[2:]), is_cut)
+
+    def class_logits(self, student_tap: str, teacher_tap: str, student_classes: int) -> Pair | None:
+        """Return two maps, aligned and cut to the same classes, None if they are no class logits.
+
+        Args:
+            student_tap: Of the student's map.
+            teacher_tap: Of the teacher's map.
+            student_classes: Channels of the student's class logits.
+        """
+        if teacher_tap != self._logits_tap or self.student_maps[student_tap].shape[1] != student_classes:
+            return None
+        pair = self._aligned(student_tap, teacher_tap, self._are_logits(student_tap, teacher_tap))
+        return pair if pair.student.shape == pair.teacher.shape else None
 
     def compare(self, loss: nn.Module, student_tap: str, teacher_tap: str) -> Tensor:
         """Return the value of a loss, a scalar.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 Role = Literal['teacher', 'alone', 'distilled', 'plain', 'exported']
-"""``alone``: a plain network with the model settings of a distilled one; ``plain``: any other plain network."""
+"""``alone``: a plain network with the model settings of a distilled one; ``plain``: any other plain one."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class Picture:
 
     Attributes:
         name: Its file, relative to the data set.
-        layers: Layer → an encoded image (JPEG, PNG or WebP), all of one size. Keys are ``image``, ``truth``, a
-            network's key, and ``error.KEY``, where wrong pixels are marked.
+        layers: Layer → an encoded image (JPEG, PNG or WebP), all of one size. Keys are ``image``, ``truth``,
+            a network's key, and ``error.KEY``, where wrong pixels are marked.
         mious: Network's key → mIoU of this image in percent.
         gain: mIoU of the distilled network minus that of the student alone; of two networks the second's
             minus the first's; None with one.
@@ -221,7 +221,7 @@ class Report:
 
     @property
     def gap_closed(self) -> float | None:
-        """Share in percent of the gap from the student alone to the teacher that the distilled student closes.
+        """Share in percent of the gap from student alone to teacher that the distilled student closes.
 
         None without the three of them, or where the teacher is no better than the student alone.
         """

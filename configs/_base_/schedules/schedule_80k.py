@@ -14,6 +14,7 @@ default_hooks = dict(
     # bdd_seg's; its tools add them where they are not named, mmseg's do not.
     batch_norm=dict(type='BatchNormHook'),
     checkpoint_fits=dict(type='CheckpointFitsHook'),
+    diagnostics=dict(type='DiagnosticsHook'),
     exact_resume=dict(type='ExactResumeHook'),
     finite=dict(type='FiniteLossHook'),
     loss_state=dict(type='LossStateHook'),

@@ -1,0 +1,344 @@
+"""The words and tables of the report page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+import numpy as np
+
+from bdd_seg.report.data import Calibration, Curve, Evaluation, Network, Report, Role, Seeds
+
+NONE = '–'
+ROLES: dict[Role, str] = {
+    'teacher': 'Teacher',
+    'alone': 'Student alone',
+    'distilled': 'Distilled student',
+    'plain': 'Network',
+    'exported': 'Exported',
+}
+MOST_CHANGES = 20
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        caption: Its caption.
+        head: The headings of its columns.
+        rows: Its rows; the first cell of a row is its heading.
+        texts: Columns that hold texts, not numbers.
+        swatches: For each row a colour of CSS beside its heading; empty for none.
+    """
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    texts: Sequence[int] = (0,)
+    swatches: Sequence[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure of the headline.
+
+    Attributes:
+        name: What it is.
+        value: The figure.
+        note: A line below it.
+        tone: A class of the style sheet: a network's role, ``gain``, ``loss`` or ``gap``.
+        share: 0 to 100, drawn as a bar; None for no bar.
+    """
+
+    name: str
+    value: str
+    note: str
+    tone: str
+    share: float | None = None
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number with so many decimals, a dash for None, NaN and infinity."""
+    return NONE if value is None or not math.isfinite(value) else f'{value:,.{digits}f}'
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """Return a number with its sign and so many decimals, a dash for None, NaN and infinity."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    text = f'{value:+.{digits}f}'
+    return text[1:] if float(text) == 0 else text.replace('-', '−')
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many significant digits, with an exponent only if it is tiny or huge."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value == 0:
+        return '0'
+    power = math.floor(math.log10(abs(value)))
+    if not -4 <= power < 9:
+        return f'{value:.{digits - 1}e}'
+    return f'{value:,.{max(0, digits - 1 - power)}f}'.replace('-', '−')
+
+
+def verdict(report: Report) -> str:
+    """Return the sentence that says whether distillation helped, or what else the networks show."""
+    teacher, alone, distilled = (report.first(role) for role in ('teacher', 'alone', 'distilled'))
+    if not _known(distilled):
+        return _verdict_of_plain(report)
+    reached = f'{number(_miou(distilled))} mIoU'
+    if not _known(alone):
+        text = f'The distilled student reaches {reached}.'
+        if _known(teacher):
+            below = _miou(teacher) - _miou(distilled)
+            text = text[:-1] + (
+                f', {number(below)} points below its teacher.'
+                if below >= 0
+                else f', {number(-below)} points above its teacher.'
+            )
+        return text + ' No evaluated run of the student alone is among these, so the gain is unknown.'
+    gain = _miou(distilled) - _miou(alone)
+    if abs(gain) < 0.005:
+        text = f'Distillation changed nothing: the student stays at {reached}'
+    else:
+        text = (
+            f'Distillation {"raised" if gain > 0 else "lowered"} the student’s mIoU by {number(abs(gain))} '
+            f'points, from {number(_miou(alone))} to {number(_miou(distilled))}'
+        )
+    if not _known(teacher):
+        return text + '.'
+    closed = report.gap_closed
+    if closed is None:
+        return text + '. The teacher is no better than the student alone: there is no gap to close.'
+    if closed > 100:
+        return text + f', {number(_miou(distilled) - _miou(teacher))} points beyond its teacher.'
+    if gain < 0.005:
+        return (
+            text
+            + f'. The teacher is {number(_miou(teacher) - _miou(alone))} points better than it was alone.'
+        )
+    return text + f'. That closes {number(closed, 0)}% of the gap to the teacher.'
+
+
+def _verdict_of_plain(report: Report) -> str:
+    known = [network for network in report.networks if _known(network)]
+    if not known:
+        return 'No network has an mIoU yet.'
+    best = max(known, key=_miou)
+    if len(known) == 1:
+        return f'{best.label} reaches {number(_miou(best))} mIoU.'
+    others = sorted((network for network in known if network is not best), key=_miou, reverse=True)
+    lead = _miou(best) - _miou(others[0])
+    if lead < 0.005:
+        return f'{best.label} and {others[0].label} are level at {number(_miou(best))} mIoU.'
+    return (
+        f'{best.label} reaches {number(_miou(best))} mIoU, {number(lead)} points more than {others[0].label}.'
+    )
+
+
+def _known(network: Network | None) -> bool:
+    return network is not None and network.miou is not None and math.isfinite(network.miou)
+
+
+def _miou(network: Network | None) -> float:
+    return float('nan') if network is None or network.miou is None else network.miou
+
+
+def cards(report: Report) -> list[Card]:
+    """Return the figures of the headline: up to three networks, the gain and the share of the gap closed."""
+    roles: tuple[Role, ...] = ('teacher', 'alone', 'distilled')
+    shown = [network for network in map(report.first, roles) if network is not None]
+    if report.first('distilled') is None or len(shown) < 2:
+        shown = report.networks[:3]
+    result = [
+        Card(ROLES[network.role], number(network.miou), network.label, network.role)
+        for network in shown
+        if _known(network)
+    ]
+    pair = report.compared
+    if pair is not None and all(network in shown and _known(network) for network in pair):
+        first, second = pair
+        gain = _miou(second) - _miou(first)
+        note = f'points over {"the student alone" if first.role == "alone" else first.label}'
+        result.append(Card('Gain', signed(gain), note, 'loss' if gain < 0 else 'gain'))
+    if (closed := report.gap_closed) is not None and math.isfinite(closed):
+        value = signed(closed, 0).lstrip('+')
+        result.append(Card('Gap closed', f'{value}%', 'of the way from student to teacher', 'gap', closed))
+    return result
+
+
+def network_table(report: Report) -> Table:
+    """Return the table of all networks: scores, size, cost."""
+    size = '' if report.image_size is None else ' of {} × {} pixels'.format(*report.image_size)
+    rows = []
+    for network in report.networks:
+        result = network.evaluation
+        calibration = result.calibration if result else None
+        million = None if network.parameters is None else network.parameters / 1e6
+        giga = None if network.flops is None else network.flops / 1e9
+        milliseconds = None if network.latency is None else 1000 * network.latency
+        rows.append(
+            [
+                network.label,
+                ROLES[network.role],
+                number(network.miou),
+                number(result.boundary_miou if result else None),
+                number(result.pixel_accuracy if result else None),
+                number(100 * calibration.error if calibration else None),
+                significant(million),
+                significant(giga),
+                significant(milliseconds),
+            ]
+        )
+    caption = f'Scores in percent. GFLOPs, as multiply-adds, and latency are those of one image{size}.'
+    head = ['Network', 'Role', 'mIoU', 'Boundary mIoU', 'Pixel accuracy', 'Calibration error']
+    head += ['Parameters (M)', 'GFLOPs', 'Latency (ms)']
+    return Table(caption, head, rows, texts=(0, 1))
+
+
+def evaluated_pair(report: Report) -> tuple[Evaluation, Evaluation] | None:
+    """Return the evaluations of the two networks that are compared, None unless there are both."""
+    results = [network.evaluation for network in report.compared or ()]
+    return (results[0], results[1]) if len(results) == 2 and results[0] and results[1] else None
+
+
+def class_order(report: Report) -> np.ndarray:
+    """Return the (C,) order of the classes: by gain in IoU, largest first, and classes without one last.
+
+    Without two networks to compare it is the IoU of the first one evaluated. One at least must be.
+    """
+    pair = evaluated_pair(report)
+    first = next(network.evaluation for network in report.networks if network.evaluation)
+    key = first.ious if pair is None else pair[1].ious - pair[0].ious
+    return np.argsort(-np.nan_to_num(key, nan=-np.inf), kind='stable')
+
+
+def class_table(report: Report, caption: str, order: np.ndarray, levels: Mapping[str, np.ndarray]) -> Table:
+    """Return the table of a score by class, with its gain where two networks are compared.
+
+    Args:
+        report: The report.
+        caption: The caption.
+        order: (C,) the order of the classes.
+        levels: Key of a network → (C,) scores in percent.
+
+    Returns:
+        The table.
+    """
+    labels = {network.key: network.label for network in report.networks}
+    head = ['Class', *(labels[key] for key in levels)]
+    gains = None
+    if evaluated_pair(report) is not None and report.compared is not None:
+        first, second = report.compared
+        gains = levels[second.key] - levels[first.key]
+        head.append('Gain')
+    rows = []
+    for index in order:
+        row = [report.classes[index], *(number(values[index], 1) for values in levels.values())]
+        rows.append(row if gains is None else [*row, signed(gains[index], 1)])
+    swatches = ['rgb({}, {}, {})'.format(*report.palette[index]) for index in order]
+    return Table(caption, head, rows, swatches=swatches)
+
+
+def shares_of_rows(confusion: np.ndarray) -> np.ndarray:
+    """Return a (C, C) confusion matrix in percent of each true class's pixels, NaN where it has none."""
+    pixels = confusion.sum(1, keepdims=True).astype(float)
+    return 100 * np.divide(confusion, pixels, out=np.full(confusion.shape, np.nan), where=pixels > 0)
+
+
+def confusion_table(report: Report) -> Table:
+    """Return the largest changes of confusions, or the largest confusions where nothing is compared."""
+    pair = evaluated_pair(report)
+    if pair is None:
+        first = next(network for network in report.networks if network.evaluation)
+        assert first.evaluation is not None
+        shares = shares_of_rows(first.evaluation.confusion)
+        caption = f'The largest confusions of {first.label}, in percent of the true class’s pixels.'
+        head = ['True class → predicted class', 'Share (%)']
+    else:
+        before, after = (shares_of_rows(result.confusion) for result in pair)
+        shares = after - before
+        assert report.compared is not None
+        labels = [network.label for network in report.compared]
+        caption = 'The largest changes of confusions, in points of the true class’s pixels. Fewer are better.'
+        head = ['True class → predicted class', f'{labels[0]} (%)', f'{labels[1]} (%)', 'Change (points)']
+    sizes = np.abs(np.nan_to_num(np.where(np.eye(len(shares), dtype=bool), 0, shares)))
+    largest = np.argsort(-sizes, axis=None, kind='stable')[:MOST_CHANGES]
+    rows = []
+    for row, column in zip(*np.unravel_index(largest, shares.shape), strict=True):
+        if round(sizes[row, column], 2) == 0:
+            break
+        name = f'{report.classes[row]} → {report.classes[column]}'
+        if pair is None:
+            rows.append([name, number(shares[row, column])])
+        else:
+            levels = number(before[row, column]), number(after[row, column])
+            rows.append([name, *levels, signed(shares[row, column])])
+    return Table(caption, head, rows)
+
+
+def curve_table(curves: Sequence[tuple[str, str, Curve]]) -> Table:
+    """Return the table of logged values: (name of the value, label of the network, curve) for each row."""
+    rows = []
+    for name, label, curve in curves:
+        finite = np.isfinite(curve.values)
+        values, iterations = curve.values[finite], curve.iterations[finite]
+        if not len(values):
+            rows.append([name, label, *6 * [NONE]])
+            continue
+        low, high = int(values.argmin()), int(values.argmax())
+        ends = significant(values[0], 4), significant(values[-1], 4)
+        extremes = [significant(values[low], 4), number(iterations[low], 0)]
+        extremes += [significant(values[high], 4), number(iterations[high], 0)]
+        rows.append([name, label, *ends, *extremes])
+    head = ['Value', 'Network', 'First', 'Last', 'Lowest', 'at iteration', 'Highest', 'at iteration']
+    return Table('The curves in numbers.', head, rows, texts=(0, 1))
+
+
+def calibration_table(calibrations: Mapping[str, Calibration]) -> Table:
+    """Return the table of calibration errors: label of a network → its calibration."""
+    rows = []
+    for label, calibration in calibrations.items():
+        pixels = max(1, calibration.pixels.sum())
+        means = [
+            100 * float((np.nan_to_num(values) * calibration.pixels).sum()) / pixels
+            for values in (calibration.confidence, calibration.accuracy)
+        ]
+        tendency = 'too sure' if means[0] > means[1] else 'too cautious'
+        row = [number(100 * calibration.error), number(means[0], 1), number(means[1], 1), tendency]
+        rows.append([label, *row])
+    caption = 'Expected calibration error: the mean distance between confidence and accuracy, in percent.'
+    head = ['Network', 'Calibration error', 'Mean confidence', 'Accuracy', 'On the whole']
+    return Table(caption, head, rows, texts=(0, 4))
+
+
+def bin_table(calibrations: Mapping[str, Calibration]) -> Table:
+    """Return the table behind the reliability diagram: for each bin and network its accuracy and share."""
+    count = max(len(calibration.pixels) for calibration in calibrations.values())
+    rows = []
+    for index in range(count):
+        row = [f'{100 * index / count:.0f} to {100 * (index + 1) / count:.0f}']
+        for calibration in calibrations.values():
+            share = 100 * calibration.pixels[index] / max(1, calibration.pixels.sum())
+            row += [number(100 * calibration.accuracy[index], 1), number(share, 1)]
+        rows.append(row)
+    head = ['Confidence (%)']
+    for label in calibrations:
+        head += [f'{label}: accuracy (%)', f'{label}: pixels (%)']
+    return Table('Accuracy in each bin of confidence, and the share of the pixels in it.', head, rows)
+
+
+def seeds_table(methods: Sequence[Seeds], budget: str) -> Table:
+    """Return the table of the methods of studies under one budget."""
+    rows = []
+    for method in methods:
+        scores = list(method.mious.values())
+        mean = number(fmean(scores)) if scores else NONE
+        spread = f'{mean} ± {number(stdev(scores))}' if len(scores) > 1 else mean
+        difference = method.against_control or NONE
+        rows.append([method.label, str(len(scores)), spread, number(method.minutes, 1), difference])
+    head = ['Method', 'Seeds', 'mIoU', 'Minutes', 'Difference to the student alone']
+    caption = f'mIoU at {budget}: mean ± standard deviation over seeds; the difference with its 95% interval.'
+    return Table(caption, head, rows, texts=(0, 4))
