@@ -29,6 +29,17 @@ settings.register_profile('fixed', derandomize=True, deadline=None)
 settings.load_profile('fixed')
 
 
+LONGEST = (
+    *('test_wheel.py', 'test_many_processes.py', 'cli/test_study.py', 'cli/test_demo.py', 'test_configs.py'),
+    *('losses/test_all_methods.py', 'teachers/test_transformers.py'),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no process is left alone with one in the end."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
+
+
 @pytest.fixture(autouse=True, scope='session')
 def _few_threads():
     torch.set_num_threads(1)

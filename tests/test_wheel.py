@@ -1,5 +1,6 @@
 """The wheel by itself: installed in a folder of its own, and used from an empty one."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -37,13 +38,37 @@ def installed(tmp_path_factory) -> Path:
     return folder / 'installed'
 
 
-def run(installed: Path, folder: Path, *arguments) -> str:
-    """Run ``bdd-seg`` as the wheel has it, and return what it printed."""
-    command = [sys.executable, installed / 'bin/bdd-seg', *arguments]
+# Runs a script once with each list of arguments that its standard input has, in a fork, so that what takes
+# seconds to import is imported once. What a run prints goes to a file that is named after its number.
+RUNS = """
+import gc, json, os, runpy, sys
+import bdd_seg.cli.train, matplotlib.backends.backend_agg, mmseg.apis, setuptools, torch._dynamo
+gc.freeze()
+script, commands = json.load(sys.stdin)
+for number, arguments in enumerate(commands):
+    if os.fork() == 0:
+        output = os.open(f'{number}.txt', os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv = [script, *arguments]
+        try:
+            runpy.run_path(script, run_name='__main__')
+        except SystemExit as ended:
+            sys.stdout.flush()
+            os._exit(ended.code is not None)  # to take down all that is imported would take a second
+    assert os.wait()[1] == 0, open(f'{number}.txt').read()[-3000:]
+"""
+
+
+def run(installed: Path, folder: Path, *commands: list) -> list[str]:
+    """Run ``bdd-seg`` as the wheel has it, and return what each command printed."""
+    given = json.dumps([str(installed / 'bin/bdd-seg'), [[*map(str, words)] for words in commands]])
     environment = {**os.environ, 'PYTHONPATH': str(installed)}  # before the checkout, which is installed, too
-    done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f'{command}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}'
-    return done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, '-c', RUNS], cwd=folder, env=environment, input=given, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [(folder / f'{number}.txt').read_text() for number in range(len(commands))]
 
 
 def files(folder: Path) -> set[str]:
@@ -121,10 +146,11 @@ def config(installed, scenes, tmp_path_factory) -> Path:
 
 
 def test_help_and_training_in_an_empty_folder(installed, config, tmp_path):
-    assert run(installed, tmp_path, '--help').startswith('usage: bdd-seg COMMAND')
-    lines = run(installed, tmp_path, 'train', config).splitlines()
+    mmsegs = ['run', MMSEG_TOOLS / 'train.py', config, '--work-dir', 'theirs']
+    shown, trained, _ = run(installed, tmp_path, ['--help'], ['train', config], mmsegs)
+    assert shown.startswith('usage: bdd-seg COMMAND')
+    lines = trained.splitlines()
     assert next(i for i, line in enumerate(lines) if 'Iter(train)' in line) <= 20
-    run(installed, tmp_path, 'run', MMSEG_TOOLS / 'train.py', config, '--work-dir', 'theirs')
     ours, theirs = logged(tmp_path / 'work_dirs/config'), logged(tmp_path / 'theirs')
     assert [record['distill.loss_bdd'] > 0 for record in ours] == [True, True]
     assert [record['loss'] for record in ours] == [record['loss'] for record in theirs]

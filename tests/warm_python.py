@@ -28,7 +28,10 @@ from typing import NoReturn
 _MODULES = ('bdd_seg.', 'torch.distributed.run')
 _PRELOADED = (
     *(f'bdd_seg.cli.{name}' for name in ('train', 'test', 'cache', 'scenes', 'study', 'demo')),
-    *('torch.distributed.run', 'torch._dynamo', 'mmseg.apis'),
+    *('torch.distributed.run', 'torch._dynamo', 'mmseg.apis', 'mmseg.engine'),
+    # What runners import late: to draw, to write configs, and to tell about the machine.
+    *('matplotlib.backends.backend_agg', 'yapf.yapflib.yapf_api', 'setuptools', 'distutils.errors'),
+    *('PIL.BmpImagePlugin', 'PIL.GifImagePlugin', 'PIL.JpegImagePlugin', 'PIL.PpmImagePlugin'),
 )
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -23,7 +23,7 @@ from harness import (
     save_result,
     summarise,
 )
-from helpers import ROOT
+from helpers import ROOT, run
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.installation import PINS
@@ -189,11 +189,6 @@ def test_a_benchmark_without_mmseg_says_what_to_install(script):
 
 
 def test_an_error_ends_a_benchmark_in_one_line():
-    done = subprocess.run(
-        [sys.executable, ROOT / 'benchmarks/loss_cost.py', '--table', 'absent.json'],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith('error: --table absent.json is no result of this tool: FileNotFoundError')
-    assert done.stderr.count('\n') == 1
+    output = run(ROOT / 'benchmarks/loss_cost.py', '--table', 'absent.json', expect=1)
+    assert output.startswith('error: --table absent.json is no result of this tool: FileNotFoundError')
+    assert output.count('\n') == 1

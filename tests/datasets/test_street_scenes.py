@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from helpers import run
 
 from bdd_seg.datasets.street_scenes import (
     CLASSES,
@@ -287,9 +286,6 @@ def test_the_tool_exits_with_what_is_wrong(tmp_path, monkeypatch, args, message)
 
 
 def test_the_tool_as_a_process_fails_with_one_line_and_no_traceback(tmp_path):
-    command = [sys.executable, str(TOOL), '--out', str(tmp_path / 'a'), '--size', '8', '96']
-    environment = dict(os.environ, PYTHONWARNINGS='ignore')
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == 'error: height must be from 32 to 8192 pixels, not 8'
-    assert 'Traceback' not in result.stderr
+    output = run(TOOL, '--out', tmp_path / 'a', '--size', 8, 96, expect=1)
+    assert output.splitlines()[-1] == 'error: height must be from 32 to 8192 pixels, not 8'
+    assert 'Traceback' not in output
