@@ -1,12 +1,13 @@
 """The whole job on generated street scenes: a teacher, a student alone, the same student distilled.
 
-Runs the study bdd_seg/study/demo.yaml and prints one table. Safe to interrupt: the same command goes on where
-it stopped, and reuses what is finished.
+Runs the study bdd_seg/study/demo.yaml, prints one table, and writes a page that shows what was gained. Safe
+to interrupt: the same command goes on where it stopped, and reuses what is finished.
 """
 
 import argparse
 import json
 import logging
+import math
 import os
 import shlex
 import time
@@ -14,26 +15,31 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from mmengine.analysis import get_model_complexity_info
-from mmengine.model import revert_sync_batchnorm
+import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
-from mmseg.registry import MODELS
 from prettytable import PrettyTable
 
 import bdd_seg.study
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.cli.scenes import draw
+from bdd_seg.deploy.load import build_plain
 from bdd_seg.errors import ConfigError
+from bdd_seg.report import cost
+from bdd_seg.report.collect import Options, collect
+from bdd_seg.report.page import check_packages, write_page
 from bdd_seg.runtime.guards.work_dir import hold_work_dir
 from bdd_seg.runtime.upstream.atomic_files import write_json
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.configs import load_config
+from bdd_seg.runtime.upstream.console import quiet_warnings
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 from bdd_seg.study.configs import reference_runs
 from bdd_seg.study.logs import seconds_per_iteration
 from bdd_seg.study.progress import ProgressLine, Step, seconds_left
 from bdd_seg.study.session import Session, say
 from bdd_seg.study.settings import Preparation, Reference, Study, find_file, load_study
+from bdd_seg.teachers.segmentors import run as run_segmentor
 
 STUDY = Path(bdd_seg.study.__file__).with_name('demo.yaml')
 SCENES = (600, 100)  # of the train and the val split
@@ -84,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
     claim_teacher(study, checkpoint, args.seed)
     session.run()
     print_table(session, checkpoint, args.seed, time.monotonic() - start)
+    write_report(args.work_dir, session.command)
 
 
 class DemoSession(Session):
@@ -185,15 +192,28 @@ def print_table(session: Session, checkpoint: Path, seed: int, seconds: float) -
     )
 
 
+def write_report(folder: Path, command: str) -> None:
+    """Write the report page of the demo, unless the packages that it takes are not installed."""
+    quiet_warnings()
+    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    page = folder / 'report.html'
+    try:
+        check_packages()
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            write_page(collect([folder], Options(command=command)), page)
+    except ConfigError as error:
+        print(f'no report page: {error}')
+    else:
+        print(f'{page}: open it in a browser to see where distillation helped')
+
+
 def complexity(config: Path) -> tuple[float, float]:
-    """Return the parameters in millions and the GFLOPs (multiply-adds) for one scene."""
-    logging.disable(logging.WARNING)  # the analysis warns of each operator that costs nothing
-    with DefaultScope.overwrite_default_scope('mmseg'), warnings.catch_warnings():
+    """Return the parameters in millions and the GFLOPs (multiply-adds) for one scene, those of inference."""
+    with warnings.catch_warnings():  # of the losses, which do not run
         warnings.simplefilter('ignore')
-        model = revert_sync_batchnorm(MODELS.build(load_config(config).model)).eval()
-    info = get_model_complexity_info(model, (3, *SIZE), show_table=False, show_arch=False)
-    logging.disable(logging.NOTSET)
-    return info['params'] / 1e6, info['flops'] / 1e9
+        model = build_plain(cost.without_auxiliary_heads(load_config(config))).eval()
+    flops, _ = cost.operations(model, run_segmentor, torch.zeros(1, 3, *SIZE))
+    return cost.parameters(model) / 1e6, (flops or math.nan) / 1e9
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +70,28 @@ def write_page(report: Report, file: Path) -> None:
         raise ConfigError(f'{str(file)!r} cannot be written: {error.strerror}. Give another --out') from error
 
 
+def check_packages() -> None:
+    """Check that the packages which draw the page are installed.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for package in ('jinja2', 'plotly'):
+        if find_spec(package) is None:
+            raise ConfigError(f'the report page needs the package {package}: pip install "bdd-seg[report]"')
+
+
 def render(report: Report) -> str:
     """Return the page of a report: HTML with its style, scripts and images inside.
 
     Raises:
         ConfigError: The packages that draw the page are missing.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ConfigError(
-            f'the report page needs the package {error.name}: pip install "bdd-seg[report]"'
-        ) from error
+    check_packages()
+    from jinja2 import Environment, StrictUndefined  # an extra
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
     report = replace(report, networks=_told_apart(report.networks))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

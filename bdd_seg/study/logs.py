@@ -35,16 +35,19 @@ def read_scores(work_dir: Path) -> Scores:
     return Scores.model_validate({**result, 'classes': classes})
 
 
-def read_log(work_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield the scalars that each log interval of a training left, over all its sessions."""
+def read_scalars(work_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield all that a training logged as scalars, validations included, over all its sessions."""
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             try:
-                record = json.loads(line)
+                yield json.loads(line)
             except json.JSONDecodeError:  # being written, or cut short by a kill
                 continue
-            if 'loss' in record:
-                yield record
+
+
+def read_log(work_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield the scalars that each log interval of a training left, over all its sessions."""
+    return (record for record in read_scalars(work_dir) if 'loss' in record)
 
 
 def seconds_per_iteration(work_dir: Path) -> float:

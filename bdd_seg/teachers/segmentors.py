@@ -29,6 +29,11 @@ def logits_tap(model: BaseSegmentor) -> str:
         return LOGITS
 
 
+def predicts_scores(model: BaseSegmentor) -> bool:
+    """Return whether a segmentor predicts a score of each class, no logits, as those that classify masks do."""
+    return isinstance(last_head(model), _MASK_CLASSIFIERS)
+
+
 def run(model: BaseSegmentor, inputs: Tensor) -> Tensor:
     """Return the class logits (N, C, h, w) of a segmentor in eval mode, on its own grid.
 

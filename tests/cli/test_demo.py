@@ -156,7 +156,16 @@ def test_the_table(outputs):
     assert all(float(row[4]) > 0 for row in rows[1:])
     alone, distilled = float(rows[2][3]), float(rows[3][3])
     last = f'synthetic scenes 48x96, seed 0; distilled against alone: {distilled - alone:+.2f} mIoU; '
-    assert last in outputs[1].splitlines()[-1]
+    assert any(line.startswith(last) for line in outputs[1].splitlines())
+
+
+def test_it_ends_with_the_page(study, outputs):
+    page = study.parent / 'runs/report.html'
+    assert outputs[1].splitlines()[-1].startswith(f'{page}: open it')
+    miou = re.search(
+        r'student PSPNet-R18, distilled *\|.*\| *([\d.]+) *\| *[\d.]+ *\|$', outputs[1], re.MULTILINE
+    )[1]
+    assert miou in page.read_text()
 
 
 def test_the_student_is_that_of_the_plain_command(study, outputs, tiny_configs, tmp_path):

@@ -419,7 +419,7 @@ def test_page_is_written_whole(report, page, tmp_path):
         write_page(report, tmp_path / 'absent/report.html')
 
 
-@pytest.mark.parametrize('package', ['jinja2', 'plotly.offline'])
+@pytest.mark.parametrize('package', ['jinja2', 'plotly'])
 def test_missing_packages_are_named(report, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=r'pip install "bdd-seg\[report\]"'):

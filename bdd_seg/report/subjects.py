@@ -1,0 +1,246 @@
+"""Networks of a report that are opened when they have to answer."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import DefaultScope
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from bdd_seg.deploy.load import build_plain, load_trained, read_weights
+from bdd_seg.distill.settings import checked_teacher
+from bdd_seg.distill.student import plain_model
+from bdd_seg.errors import ConfigError
+from bdd_seg.report import cost
+from bdd_seg.report.evaluate import Predict, model_image, segmentor_predict, teacher_predict
+from bdd_seg.report.images import ValidationSet, file_stamp
+from bdd_seg.report.runs import (
+    Run,
+    settings_key,
+)
+from bdd_seg.runtime.upstream.atomic_files import file_digest
+from bdd_seg.runtime.upstream.checkpoints import find_checkpoint, load_and_report_mismatch
+from bdd_seg.teachers import EnsembleTeacher, NetworkTeacher, Teacher
+from bdd_seg.teachers.cached.store import TeacherCache
+from bdd_seg.teachers.segmentors import run as run_segmentor
+
+
+class Subject:
+    """A network of the report that is opened when it has to answer, and not where its answers are kept.
+
+    Args:
+        run: Facts about it.
+        images: Those it is evaluated on, None where it is not.
+    """
+
+    manner = ''
+    """A note on how it answers."""
+
+    def __init__(self, run: Run, images: ValidationSet | None = None) -> None:
+        self.run = run
+        self.images = images
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint, for the file that keeps its evaluation."""
+        assert self.run.checkpoint is not None
+        return self.run.checkpoint.stem if self.run.work_dir else self.run.checkpoint.name
+
+    @property
+    def folder(self) -> Path:
+        """The folder that keeps its evaluation."""
+        assert self.run.checkpoint is not None
+        return self.run.work_dir or self.run.checkpoint.parent
+
+    def settings(self) -> str:
+        """Return a text that is the same for networks that differ in their weights alone."""
+        if self.run.cfg is None:
+            return str(self.run.path)
+        return settings_key(plain_model(self.run.cfg.model))
+
+    def identity(self) -> list[Any]:
+        """Return what tells it from other networks, without opening it."""
+        assert self.run.checkpoint is not None
+        return [file_digest(self.run.checkpoint), self.settings()]
+
+    @cached_property
+    def model(self) -> Any:
+        """The segmentor in eval mode, without auxiliary heads.
+
+        Raises:
+            ConfigError: The weights do not fit the config.
+        """
+        run = self.run
+        assert run.checkpoint is not None
+        if run.cfg is None:  # runs on the CPU: ONNX Runtime's build decides, and a program is bound to it
+            return load_trained(run.checkpoint).model
+        cfg = cost.without_auxiliary_heads(run.cfg)
+        model = build_plain(cfg)
+        weights, _ = read_weights(run.checkpoint)
+        problem = load_and_report_mismatch(model, weights)
+        if problem:
+            raise ConfigError(f'{run.checkpoint} does not fit the model of {cfg.filename}: {problem}')
+        return model.eval().to(get_device())
+
+    def predict(self) -> Predict:
+        """Return the function that answers images."""
+        return segmentor_predict(self.model)
+
+    def known(self) -> Sequence[int] | None:
+        """Return the classes that it knows, None for all."""
+        return None
+
+    def image(self, data: dict[str, Any]) -> Tensor:
+        """Return the image that it gets of a batch of one, (1, bands, H, W)."""
+        return model_image(self.model, data)
+
+    def costs(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return parameters, operations and latency for an image."""
+        image = self.image(data)
+        flops, note = cost.operations(self.model, run_segmentor, image)
+        return {
+            'parameters': _parameters(self.model),
+            'flops': flops or None,
+            'latency': cost.latency(lambda: run_segmentor(self.model, image), image.device),
+            'note': note if self.run.cfg is not None else '',  # of exported files nobody expects it
+        }
+
+
+class TeacherSubject(Subject):
+    """The teacher of a distilled network, which answers as it does in training.
+
+    Args:
+        run: Facts about it.
+        images: Those it is evaluated on: the student's.
+        student: The distilled network.
+    """
+
+    manner = 'answers whole images, as in the training'
+
+    def __init__(self, run: Run, images: ValidationSet | None, student: Run) -> None:
+        super().__init__(run, images)
+        self.student = student
+
+    @property
+    def name(self) -> str:
+        """The same for each teacher of this student."""
+        return 'teacher'
+
+    @property
+    def folder(self) -> Path:
+        """The student's."""
+        return self.student.work_dir or self.student.path.parent
+
+    def settings(self) -> str:
+        """Return a text of its own: its classes may differ from those of a network with the same settings."""
+        return f'teacher of {self.student.path}'
+
+    def identity(self) -> list[Any]:
+        """Return its settings, and size and date of the files that they name."""
+        assert self.student.cfg is not None
+        settings = live_teacher(self.student.cfg)
+        files = [value for value in _texts(settings) if file_stamp(value)]
+        checkpoint = find_checkpoint(settings['checkpoint']) if settings.get('checkpoint') else None
+        digest = None if checkpoint is None else file_digest(checkpoint)
+        return ['teacher', settings, [[file, *file_stamp(file)] for file in files], digest]
+
+    @cached_property
+    def model(self) -> Any:
+        """The distiller: the student with its teacher, which is built and knows the classes.
+
+        Raises:
+            ConfigError: The teacher cannot be built.
+        """
+        cfg = self.student.cfg
+        assert cfg is not None and self.images is not None
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'):
+            distiller = MODELS.build({**copy.deepcopy(cfg.model), 'teacher': live_teacher(cfg)})
+            distiller.teacher.build(distiller, [None])
+            distiller.teacher.check_classes(self.images.classes)
+        return distiller.eval().to(get_device())
+
+    @cached_property
+    def _parameters(self) -> int | None:
+        counts = [_parameters(one.model) for one in _network_teachers(self.model.teacher)]
+        return sum(counts) if all(counts) and counts else None  # type: ignore[arg-type]
+
+    def predict(self) -> Predict:
+        """Return the function that answers images."""
+        _ = self._parameters  # its first answer folds BatchNorm away
+        return teacher_predict(self.model)
+
+    def known(self) -> Sequence[int] | None:
+        """Return the classes that it knows, None for all."""
+        class_map = self.model.teacher.class_map
+        return None if class_map is None else class_map.known
+
+    def costs(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return parameters, operations and latency for an image."""
+        image, teacher = self.image(data), self.model.teacher
+        parameters = self._parameters
+        seconds = cost.latency(lambda: teacher(image, data['data_samples']), image.device)
+        counts = [
+            cost.operations(one.model, one.facts.forward, one.prepare(image))
+            for one in _network_teachers(teacher)
+        ]
+        flops = [count for count, _ in counts if count]
+        return {
+            'parameters': parameters,
+            'flops': sum(flops) if flops and len(flops) == len(counts) else None,
+            'latency': seconds,
+            'note': next((note for _, note in counts if note), ''),
+        }
+
+
+def live_teacher(cfg: Config) -> dict[str, Any]:
+    """Return the settings of a distilled run's teacher that can answer any image.
+
+    Of cached outputs that are those of the teacher beside the cache.
+
+    Raises:
+        ConfigError: The config names a cache alone.
+    """
+    settings = checked_teacher(copy.deepcopy(cfg.model.to_dict().get('teacher')))
+    cache = settings.pop('cache', None)
+    if cache is None:
+        return settings
+    if not settings.keys() - {'type', 'check_class_names', 'class_map'}:
+        raise ConfigError(
+            f'the config names the cached outputs {cache!r} alone, and not the network they are of'
+        )
+    try:
+        kind = TeacherCache(cache).manifest.teacher.get('type', 'MMSegTeacher')
+    except ConfigError:  # the cache is gone
+        kind = 'MMSegTeacher'
+    registered = MODELS.module_dict.get(kind)  # not by a dotted name, which would be imported
+    if registered is None or not issubclass(registered, NetworkTeacher):
+        raise ConfigError(f'the cached outputs {cache!r} are those of a {kind}, which is not known here')
+    return {**settings, 'type': kind}
+
+
+def _network_teachers(teacher: Teacher) -> list[Any]:
+    """Return the networks of a teacher: itself, or the members of an ensemble."""
+    members = teacher.teachers if isinstance(teacher, EnsembleTeacher) else [teacher]
+    return [one for one in members if isinstance(one, NetworkTeacher)]
+
+
+def _parameters(model: nn.Module) -> int | None:
+    """Return the number of parameters, None where torch sees none, as in an ONNX file."""
+    return cost.parameters(model) or None
+
+
+def _texts(settings: Any) -> Iterable[str]:
+    if isinstance(settings, dict):
+        settings = settings.values()
+    elif not isinstance(settings, list | tuple):
+        settings = [settings]
+    for value in settings:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list | tuple):
+            yield from _texts(value)
