@@ -52,7 +52,7 @@ def _write(video: Path, stride: int, place: Path) -> None:
     written = 0
     try:
         place.mkdir(parents=True, exist_ok=True)
-        for number, frame in _frames(video, stride):
+        for number, frame in read_frames(video, stride):
             _, content = cv2.imencode('.jpg', frame)
             write_atomically(place / f'{number:08d}.jpg', content.tobytes())
             written += 1
@@ -63,7 +63,7 @@ def _write(video: Path, stride: int, place: Path) -> None:
         raise ConfigError(f'frames cannot be written into {str(place)!r}: {error.strerror}') from error
 
 
-def _frames(video: Path, stride: int) -> Iterator[tuple[int, np.ndarray]]:
+def read_frames(video: Path, stride: int = 1) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the number of every n-th frame and its pixels, (H, W, 3) uint8."""
     capture = cv2.VideoCapture(str(video))
     number = 0

@@ -1,0 +1,554 @@
+"""The model card of a published network: Markdown, with the metadata that Hugging Face reads.
+
+What neither the config, nor the checkpoint, nor the log tells is said to be unknown.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmseg.registry import DATASETS
+
+from bdd_seg.deploy.about import About
+from bdd_seg.distill.student import is_distiller, plain_model
+from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.configs import leaf_datasets, load_config, type_name, walk
+
+UNKNOWN = 'unknown'
+
+_PACKAGES = ('bdd-seg', 'onedl-mmsegmentation', 'onedl-mmengine', 'onedl-mmcv')
+_SCORES = ('mIoU', 'aAcc', 'mAcc', 'mDice', 'mFscore')
+_CLASS_PREFIX = 'IoU.'  # of the keys that ClassIoUMetric logs
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Facts about a network that its owner tells, and no file does.
+
+    Attributes:
+        name: Of the files, by default that of the config.
+        license: Of the network, as Hugging Face abbreviates it, such as ``apache-2.0``.
+        data: Sentences on the training data.
+    """
+
+    name: str | None = None
+    license: str | None = None
+    data: str | None = None
+
+
+class Weights(NamedTuple):
+    """The checkpoint that is published.
+
+    Attributes:
+        checkpoint: Its file, which lies in the work dir of the training.
+        meta: What it tells besides weights.
+        averaged: Whether its weights are the average of ``EMAHook``.
+        parameters: Their number, of those that predict and of those that serve training only.
+    """
+
+    checkpoint: Path
+    meta: Mapping[str, Any]
+    averaged: bool
+    parameters: tuple[int, int]
+
+
+class Evaluation(NamedTuple):
+    """Scores of a checkpoint, in percent.
+
+    Attributes:
+        source: Where they come from.
+        data: The images that were evaluated.
+        scores: Name → score.
+        classes: Class → IoU, None for one that does not occur; empty if they were not logged.
+    """
+
+    source: str
+    data: str
+    scores: dict[str, float]
+    classes: dict[str, float | None]
+
+
+def model_card(
+    name: str,
+    cfg: Config,
+    about: About,
+    weights: Weights,
+    files: Mapping[str, bytes],
+    changes: Sequence[str],
+    notes: Notes,
+) -> str:
+    """Return the model card.
+
+    Args:
+        name: Of the files, without suffix.
+        cfg: The whole config of the training, with teacher and losses.
+        about: Facts about the network.
+        weights: The checkpoint.
+        files: Name → content of the files with weights.
+        changes: Sentences on what differs in the published config.
+        notes: What the owner tells.
+    """
+    evaluations = find_evaluations(weights.checkpoint, weights.meta, cfg)
+    sections = [
+        ('Results', _results(evaluations)),
+        ('Use', _usage(name, files)),
+        ('Data', _data(cfg, notes)),
+        ('Teacher and losses', _distillation(cfg)),
+        ('Recipe', _recipe(cfg, weights)),
+        ('Network', _network(cfg, about, weights)),
+        ('Limits', _limits(about, evaluations, changes)),
+        ('Licences', _licences(cfg, notes)),
+        ('Files', _files(files)),
+        ('Versions', _versions(weights.meta)),
+    ]
+    parts = [_front_matter(name, cfg, notes, evaluations), f'# {escape(name)}', _summary(cfg, about, weights)]
+    for title, text in sections:
+        parts += [f'## {title}', text]
+    return '\n\n'.join(parts) + '\n'
+
+
+def escape(text: Any) -> str:
+    """Return a text as Markdown that shows it as it is, on one line."""
+    line = ' '.join(str(text).split())
+    line = line.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
+    return ''.join(f'\\{sign}' if sign in '\\`*_[]|#~$' else sign for sign in line)
+
+
+def code(text: Any) -> str:
+    """Return a text as Markdown code on one line, which may stand in a table."""
+    line = ' '.join(str(text).split())
+    if any(sign in line for sign in '`|\\'):  # a code span cannot hold them everywhere
+        return escape(line)
+    return f'`{line}`' if line else ''
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], numbers: int = 0) -> str:
+    """Return a Markdown table of cells that are Markdown already.
+
+    Args:
+        header: Titles of the columns.
+        rows: Their cells.
+        numbers: So many columns, the last ones, are aligned to the right.
+    """
+    rule = ['---'] * (len(header) - numbers) + ['---:'] * numbers
+    return '\n'.join(f'| {" | ".join(map(str, row))} |' for row in [header, rule, *rows])
+
+
+def find_evaluations(checkpoint: Path, meta: Mapping[str, Any], cfg: Config) -> list[Evaluation]:
+    """Return the evaluations of a checkpoint that its work dir holds.
+
+    These are the validation at its iteration, the latest ``tools/test.py`` of this very file, and a study's
+    ``result.json``.
+
+    Args:
+        checkpoint: The checkpoint's file.
+        meta: Its metadata.
+        cfg: The config of the training.
+    """
+    folder = checkpoint.parent
+    found = []
+    validation = _validation(folder, meta, cfg)
+    if validation is not None:
+        step, record = validation
+        found.append(
+            _evaluation(f'validation of the training, at {step}', _split(cfg, 'val_dataloader'), record)
+        )
+    test = _test(folder, checkpoint)
+    if test is not None:
+        found.append(_evaluation('test of this checkpoint', *test))
+    return [*found, *_study_scores(folder, meta)]
+
+
+def _validation(folder: Path, meta: Mapping[str, Any], cfg: Config) -> tuple[str, dict[str, Any]] | None:
+    by_epoch = (cfg.get('train_cfg') or {}).get('max_epochs') is not None
+    unit = 'epoch' if by_epoch else 'iter'
+    step = meta.get(unit)
+    latest = None
+    for file in sorted(folder.glob('*/vis_data/scalars.json')):
+        for record in _json_lines(file):
+            if 'mIoU' in record and record.get('step') == step:
+                latest = record
+    return None if latest is None else (f'{"epoch" if by_epoch else "iteration"} {step}', latest)
+
+
+def _test(folder: Path, checkpoint: Path) -> tuple[str, dict[str, Any]] | None:
+    """Return the images and the scores of the latest test of a checkpoint."""
+    for session in sorted(folder.glob('*/vis_data/config.py'), reverse=True):
+        file = session.parent.parent / f'{session.parent.parent.name}.json'
+        records = [record for record in _json_lines(file) if 'mIoU' in record]
+        if not records:
+            continue
+        try:
+            cfg = load_config(session)
+        except ConfigError:
+            continue
+        # The work dir may have moved, so its last part counts.
+        if Path(str(cfg.get('load_from'))).parts[-2:] == checkpoint.resolve().parts[-2:]:
+            return _split(cfg, 'test_dataloader'), records[-1]
+    return None
+
+
+def _study_scores(folder: Path, meta: Mapping[str, Any]) -> Iterator[Evaluation]:
+    for result in _json_lines(folder / 'result.json', whole=True):
+        if result.get('iterations') == meta.get('iter'):
+            for split, scores in (result.get('scores') or {}).items():
+                classes = scores.get('classes') or {}
+                record = {**scores, **{f'{_CLASS_PREFIX}{key}': value for key, value in classes.items()}}
+                yield _evaluation('study', split, record)
+
+
+def _json_lines(file: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects in the lines of a file, or the one that it is; nothing if it is not there."""
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in [text] if whole else text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut short by a kill
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def _evaluation(source: str, data: str, record: Mapping[str, Any]) -> Evaluation:
+    scores = {key: float(record[key]) for key in _SCORES if isinstance(record.get(key), int | float)}
+    classes = {
+        key.removeprefix(_CLASS_PREFIX): None if value is None or math.isnan(value) else float(value)
+        for key, value in record.items()
+        if key.startswith(_CLASS_PREFIX)
+    }
+    return Evaluation(source, data, scores, classes)
+
+
+def _split(cfg: Config, loader: str) -> str:
+    """Return the data set and the part of it that a loader reads."""
+    settings = cfg.get(loader)
+    if settings is None:
+        return UNKNOWN
+    leaf, _ = next(leaf_datasets(settings['dataset'], loader))
+    place = (leaf.get('data_prefix') or {}).get('img_path') or leaf.get('ann_file')
+    return f'{type_name(leaf)}, {_public(place)}' if place else type_name(leaf)
+
+
+def _public(path: Any) -> str:
+    """Return a path or address without the folders of this machine."""
+    text = str(path)
+    return text if '::' in text or '://' in text or not Path(text).is_absolute() else Path(text).name
+
+
+def _front_matter(name: str, cfg: Config, notes: Notes, evaluations: Sequence[Evaluation]) -> str:
+    tags = ['semantic-segmentation', 'image-segmentation', 'mmsegmentation', 'pytorch']
+    if is_distiller(cfg.model):
+        tags.append('knowledge-distillation')
+    facts: dict[str, Any] = {'pipeline_tag': 'image-segmentation', 'tags': tags}
+    if notes.license:
+        facts = {'license': notes.license, **facts}
+    results = [
+        {
+            'task': {'type': 'image-segmentation'},
+            'dataset': {'name': evaluation.data, 'type': 'other'},
+            'metrics': [{'type': 'mean_iou', 'name': 'mIoU', 'value': round(evaluation.scores['mIoU'], 2)}],
+        }
+        for evaluation in evaluations
+        if 'mIoU' in evaluation.scores
+    ]
+    if results:
+        facts['model-index'] = [{'name': name, 'results': results}]
+    return f'---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---'
+
+
+def _summary(cfg: Config, about: About, weights: Weights) -> str:
+    predicting, _ = weights.parameters
+    origin = 'Trained without a teacher.'
+    if is_distiller(cfg.model):
+        losses = ', '.join(code(type_name(loss)) for loss in cfg.model.get('distill_losses', []))
+        origin = f'Distilled from {_teacher_name(cfg.model.get("teacher"))} with {losses}.'
+    return (
+        f'Semantic segmentation of {len(about.classes)} classes: {_architecture(cfg)}, '
+        f'{predicting / 1e6:.2f} million parameters. {origin}'
+    )
+
+
+def _architecture(cfg: Config) -> str:
+    model = plain_model(cfg.model)
+    heads = model.get('decode_head')
+    head = heads[-1] if isinstance(heads, list | tuple) else heads
+    parts = [model.get('backbone') or model.get('image_encoder'), head]
+    return ' and '.join(code(type_name(part)) for part in parts if part) or code(type_name(model))
+
+
+def _results(evaluations: Sequence[Evaluation]) -> str:
+    if not evaluations:
+        return 'Unknown: the work dir holds no evaluation of this checkpoint.'
+    names = [name for name in _SCORES if any(name in one.scores for one in evaluations)]
+    rows = [
+        [escape(one.data), escape(one.source), *(_number(one.scores.get(name), UNKNOWN) for name in names)]
+        for one in evaluations
+    ]
+    parts = ['In percent.', table(['data', 'source', *names], rows, len(names))]
+    for one in evaluations:
+        if one.classes:
+            ious = [[escape(name), _number(iou, 'does not occur')] for name, iou in one.classes.items()]
+            parts += [f'IoU of each class, {escape(one.data)}:', table(['class', 'IoU'], ious, 1)]
+    if not any(one.classes for one in evaluations):
+        parts.append('The IoU of each class is unknown: it was not logged.')
+    return '\n\n'.join(parts)
+
+
+def _number(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f'{value:.2f}'
+
+
+def _usage(name: str, files: Mapping[str, bytes]) -> str:
+    weights = next(iter(files))
+    python = [
+        'from mmseg.apis import inference_model, init_model\n',
+        f"model = init_model('{name}.py', '{weights}', device='cpu')",
+        "result = inference_model(model, 'image.jpg')",
+        'labels = result.pred_sem_seg.data[0]  # (height, width), class numbers',
+    ]
+    return '\n\n'.join(
+        [
+            'With MMSegmentation, from the folder of these files:',
+            '```python\n' + '\n'.join(python) + '\n```',
+            'Or with bdd-seg, which writes label maps and overlays of whole folders and of videos:',
+            f'```bash\nbdd-seg predict {weights} IMAGES --out predictions\n```',
+        ]
+    )
+
+
+def _data(cfg: Config, notes: Notes) -> str:
+    lines = [escape(notes.data)] if notes.data else []
+    for title, loader in (('Training', 'train_dataloader'), ('Validation', 'val_dataloader')):
+        if cfg.get(loader) is None:
+            lines.append(f'- {title}: {UNKNOWN}')
+            continue
+        for leaf, _ in leaf_datasets(cfg[loader]['dataset'], loader):
+            count = _images(leaf)
+            number = (
+                f'{count} images' if count else f'number of images {UNKNOWN} (they are not on this machine)'
+            )
+            place = (leaf.get('data_prefix') or {}).get('img_path') or leaf.get('ann_file')
+            where = f', {code(_public(place))}' if place else ''
+            lines.append(f'- {title}: {code(type_name(leaf))}{where}, {number}')
+    return '\n'.join(lines)
+
+
+def _images(settings: Mapping[str, Any]) -> int | None:
+    """Return the number of images of a data set, None if they are not here."""
+    try:
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            return len(DATASETS.build({**settings, 'pipeline': []}))
+    except Exception:  # of any kind, from a data set of the user's own
+        return None
+
+
+def _distillation(cfg: Config) -> str:
+    if not is_distiller(cfg.model):
+        return 'None: it was trained on labels alone.'
+    rows = [[_teacher_name(cfg.model.get('teacher')), *_teacher_facts(cfg.model.get('teacher'))]]
+    parts = [table(['teacher', 'kind', 'weights'], rows)]
+    losses = []
+    for loss in cfg.model.get('distill_losses', []):
+        taps = [loss.get(key) for key in ('student_tap', 'teacher_tap')]
+        compared = (
+            'class logits'
+            if taps == [None, None]
+            else ' and '.join(code(tap or 'class logits') for tap in taps)
+        )
+        shown = {
+            key: value for key, value in loss.items() if key not in ('type', 'student_tap', 'teacher_tap')
+        }
+        losses.append([code(type_name(loss)), compared, _settings(shown) or 'defaults'])
+    parts.append(table(['loss', 'compares', 'settings'], losses))
+    if cfg.model.get('balance_gradients') is not None:
+        parts.append(f'Gradients of the losses are balanced: {escape(cfg.model.balance_gradients)}.')
+    return '\n\n'.join(parts)
+
+
+def _teacher_name(teacher: Any) -> str:
+    """Return what a teacher's settings name: a config, a model, several of these."""
+    if not isinstance(teacher, Mapping):
+        return f'a teacher ({UNKNOWN})'
+    members = teacher.get('teachers')
+    if isinstance(members, list | tuple):
+        return ' and '.join(map(_teacher_name, members))
+    for key in ('config', 'model', 'module', 'cache'):
+        if isinstance(teacher.get(key), str):
+            return code(Path(_public(teacher[key])).name if key == 'config' else _public(teacher[key]))
+    return code(type_name(teacher)) if 'type' in teacher else f'a teacher ({UNKNOWN})'
+
+
+def _teacher_facts(teacher: Any) -> list[str]:
+    if not isinstance(teacher, Mapping):
+        return [UNKNOWN, UNKNOWN]
+    checkpoint = teacher.get('checkpoint')
+    kind = code(type_name(teacher)) if 'type' in teacher else 'mmseg'
+    return [kind, code(_public(checkpoint)) if checkpoint else UNKNOWN]
+
+
+def _recipe(cfg: Config, weights: Weights) -> str:
+    wrapper = cfg.get('optim_wrapper') or {}
+    optimizer = wrapper.get('optimizer') or {}
+    schedulers = cfg.get('param_scheduler') or []
+    train = cfg.get('train_cfg') or {}
+    loader = cfg.get('train_dataloader') or {}
+    length = [
+        f'{train[key]} {unit}'
+        for key, unit in (('max_iters', 'iterations'), ('max_epochs', 'epochs'))
+        if train.get(key)
+    ]
+    done = [f'{weights.meta[key]} {unit}' for key, unit in (('iter', 'iterations'),) if weights.meta.get(key)]
+    alone = cfg.get('launcher') == 'none'
+    processes = 'one process' if alone else f'number of processes {UNKNOWN}'
+    crops = [part['crop_size'] for _, part in walk(loader, '') if 'crop_size' in part]
+    crop = (
+        ' × '.join(map(str, crops[0]))
+        if crops and isinstance(crops[0], Sequence)
+        else crops[0]
+        if crops
+        else None
+    )
+    extra = {
+        key: value for key, value in wrapper.items() if key not in ('type', 'optimizer') and value is not None
+    }
+    rows = {
+        'optimizer': _typed(optimizer)
+        + (f'; {_typed({**extra, "type": wrapper.get("type")})}' if extra else ''),
+        'schedule': '; '.join(
+            _typed(one) for one in (schedulers if isinstance(schedulers, list) else [schedulers])
+        ),
+        'length': ', '.join(length),
+        'this checkpoint': f'after {", ".join(done)}' if done else '',
+        'batch size': f'{loader["batch_size"]} per process, {processes}' if loader.get('batch_size') else '',
+        'crop (height × width)': '' if crop is None else escape(crop),
+        'seed': '' if weights.meta.get('seed') is None else escape(weights.meta['seed']),
+        'precision': code(type_name(wrapper))
+        if wrapper.get('type') not in (None, 'OptimWrapper')
+        else 'float32',
+        'initial weights': ', '.join(map(code, _initial_weights(cfg))) or 'none that the config names',
+        'weights': 'the average of `EMAHook`' if weights.averaged else 'those of the last step',
+    }
+    return table(['setting', 'value'], [[key, value or UNKNOWN] for key, value in rows.items()])
+
+
+def _initial_weights(cfg: Config) -> list[str]:
+    """Return the names of the weights that a training began with."""
+    named = []
+    for _, part in walk(plain_model(cfg.model), 'model'):
+        inits = part.get('init_cfg')
+        named.append(part.get('pretrained'))
+        named += [
+            init.get('checkpoint')
+            for init in (inits if isinstance(inits, list) else [inits or {}])
+            if type_name(init) == 'Pretrained'
+        ]
+    return list(dict.fromkeys(_public(name) for name in named if name))
+
+
+def _typed(settings: Mapping[str, Any]) -> str:
+    """Return a type and its arguments."""
+    if not settings.get('type'):
+        return ''
+    arguments = _settings({key: value for key, value in settings.items() if key != 'type'})
+    return code(type_name(settings)) + (f' ({arguments})' if arguments else '')
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ', '.join(f'{escape(key)} = {escape(_plain(value))}' for key, value in settings.items())
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without what mmengine's containers add to its text."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return _public(value) if isinstance(value, str) else value
+
+
+def _network(cfg: Config, about: About, weights: Weights) -> str:
+    predicting, training = weights.parameters
+    extra = f'; {training:,} more serve training only' if training else ''
+    images = [f'{about.bands} channels']
+    if about.bgr_to_rgb:
+        images.append('red first')
+    shown = ', '.join(f'{value:g}' for value in about.mean), ', '.join(f'{value:g}' for value in about.std)
+    images.append(f'mean {shown[0]} and standard deviation {shown[1]} of values from 0 to 255')
+    windows = 'whole images'
+    if about.windows is not None:
+        size, step = (' × '.join(map(str, pair)) for pair in (about.windows.crop_size, about.windows.stride))
+        windows = f'sliding windows of {size}, every {step} pixels'
+    resize = 'none'
+    if about.resize is not None:
+        resize = _settings(about.resize.model_dump(exclude_none=True))
+    rows = [
+        ['parameters', f'{predicting:,}{extra}'],
+        ['input', ', '.join(images)],
+        ['resized before', resize],
+        ['inference', windows],
+        ['classes', ', '.join(escape(name) for name in about.classes)],
+    ]
+    return table(['', ''], rows)
+
+
+def _limits(about: About, evaluations: Sequence[Evaluation], changes: Sequence[str]) -> str:
+    lines = [
+        f'It gives each pixel one of these {len(about.classes)} classes, whatever the image shows.',
+        'Its scores on other data than those named under Results are unknown.'
+        if evaluations
+        else 'No score of it is known.',
+        'How sure its probabilities are was not measured here.',
+        *(f'In its config, {change}.' for change in changes),
+    ]
+    return '\n'.join(f'- {escape(line)}' for line in lines)
+
+
+def _licences(cfg: Config, notes: Notes) -> str:
+    own = (
+        f'The licence of these weights: {escape(notes.license)}.'
+        if notes.license
+        else ('The licence of these weights is not stated.')
+    )
+    of = (
+        'the data set, of the teacher and of weights it began with'
+        if is_distiller(cfg.model)
+        else ('the data set and of weights it began with')
+    )
+    return f'{own} The licences of {of} may limit their use: whoever publishes or uses them must check these.'
+
+
+def _files(files: Mapping[str, bytes]) -> str:
+    rows = [
+        [code(name), f'{len(content):,}', code(hashlib.sha256(content).hexdigest())]
+        for name, content in files.items()
+    ]
+    return table(['file', 'bytes', 'SHA-256'], rows)
+
+
+def _versions(meta: Mapping[str, Any]) -> str:
+    rows = [[code(package), _version(package)] for package in _PACKAGES]
+    rows.append(['`torch`', torch.__version__])
+    trained = meta.get('mmengine_version')
+    note = (
+        f'The training ran with mmengine {escape(trained)}.'
+        if trained
+        else (f'Versions of the training are {UNKNOWN}.')
+    )
+    return f'{note} Published with:\n\n{table(["package", "version"], rows)}'
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from its source, without being installed
+        return UNKNOWN
