@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,20 @@ def config_from(args: argparse.Namespace) -> Config:
         )
     cfg = load_config(args.config)
     cfg.launcher = args.launcher
-    for key, value in (args.cfg_options or {}).items():
-        _set_option(cfg, key, value)
+    set_options(cfg, args.cfg_options)
     if args.work_dir is not None or cfg.get('work_dir') is None:
         cfg.work_dir = args.work_dir or f'./work_dirs/{Path(args.config).stem}'
     return cfg
+
+
+def set_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
+    """Override settings of a config, as ``--cfg-options`` gives them.
+
+    Raises:
+        ConfigError: Nothing reads a key, or a value does not fit into the config.
+    """
+    for key, value in (options or {}).items():
+        _set_option(cfg, key, value)
 
 
 def _set_option(cfg: Config, key: str, value: Any) -> None:

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from bdd_seg.deploy.exported import ExportedSegmentor
 from bdd_seg.distill.segmentor import SegDistiller
 from bdd_seg.distill.student import PLAIN_TYPES
 from bdd_seg.runtime.upstream.configs import leaf_datasets, type_name
@@ -68,11 +69,10 @@ def _training(runner: Runner) -> list[tuple[str, str]]:
 
 
 def _testing(runner: Runner) -> list[tuple[str, str]]:
-    return [
-        ('model', network_text(unwrapped(runner.model))),
-        ('checkpoint', str(runner._load_from)),
-        ('data', _data(runner.cfg.test_dataloader, runner.test_dataloader)),
-    ]
+    model, data = unwrapped(runner.model), _data(runner.cfg.test_dataloader, runner.test_dataloader)
+    if isinstance(model, ExportedSegmentor):
+        return [('model', model.exported.describe()), ('data', data)]
+    return [('model', network_text(model)), ('checkpoint', str(runner._load_from)), ('data', data)]
 
 
 def network_text(model: nn.Module) -> str:

@@ -1,7 +1,12 @@
-"""Evaluate a segmentor, distilled or plain. The flags are those of mmseg's own tools/test.py."""
+"""Evaluate a segmentor, distilled or plain. The flags are those of mmseg's own tools/test.py.
+
+A file of bdd-seg export is evaluated in the same way: bdd-seg test MODEL.onnx --config CONFIG. A .pt2 is a
+program, which can run any code: load only those you trust.
+"""
 
 import argparse
 import os
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 from mmengine.config import Config
@@ -9,8 +14,10 @@ from mmengine.config import Config
 from bdd_seg.cli.arguments import add_config_arguments, make_folder
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.cli.steps import build_runner, prepare
+from bdd_seg.deploy.exported import SUFFIXES, ExportedFile
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.data import class_names
 
 
 @one_line_errors()
@@ -25,7 +32,10 @@ def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint, or a file of bdd-seg export: .onnx, .pt2')
+    parser.add_argument(
+        '--config', dest='config_of', metavar='CONFIG', help='config of an exported file that is given alone'
+    )
     parser.add_argument('--out', help='folder to save the predicted label maps in')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder to save painted images in')
@@ -33,7 +43,19 @@ def parse_args() -> argparse.Namespace:
         '--wait-time', type=float, default=2, help='seconds between shown images (default: 2)'
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation: several scales and flips')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.config_of is not None and args.checkpoint is None:
+        args.config, args.checkpoint = args.config_of, args.config
+    elif args.config_of is not None:
+        parser.error('--config is for an exported file that is given alone, as in MODEL.onnx --config CONFIG')
+    elif args.checkpoint is None:
+        exported = Path(args.config).suffix in SUFFIXES
+        parser.error(
+            f'{args.config} needs its config: --config CONFIG'
+            if exported
+            else 'the following arguments are required: checkpoint'
+        )
+    return args
 
 
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
@@ -42,10 +64,13 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     Raises:
         ConfigError: There is no such checkpoint, or the config lacks a setting that a flag needs.
     """
-    cfg.model = plain_model(cfg.model)  # without its teacher, which may be far away
-    cfg.load_from = args.checkpoint
-    if not os.path.exists(args.checkpoint) and '://' not in args.checkpoint:
-        raise ConfigError(f'checkpoint {args.checkpoint!r} does not exist')
+    if Path(args.checkpoint).suffix in SUFFIXES:
+        take_exported(cfg, args.checkpoint)
+    else:
+        cfg.model = plain_model(cfg.model)  # without its teacher, which may be far away
+        cfg.load_from = args.checkpoint
+        if not os.path.exists(args.checkpoint) and '://' not in args.checkpoint:
+            raise ConfigError(f'checkpoint {args.checkpoint!r} does not exist')
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
     if args.tta:
@@ -54,6 +79,24 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         make_folder(args.out, '--out')
         cfg.test_evaluator['output_dir'] = args.out
         cfg.test_evaluator['keep_results'] = True
+
+
+def take_exported(cfg: Config, file: str) -> None:
+    """Put an exported file in the place of the config's model.
+
+    Raises:
+        ConfigError: It is missing or damaged, or for other classes than those of the test data.
+    """
+    about = ExportedFile(file).about
+    classes = class_names(cfg.test_dataloader.dataset)
+    if classes is not None and classes != about.classes:
+        raise ConfigError(
+            f'{file} has the classes {", ".join(about.classes)}, and the data of test_dataloader '
+            f'{", ".join(classes)}. Give the config with which it was exported'
+        )
+    settings = {'data_preprocessor': cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')}
+    cfg.model = {'type': 'ExportedSegmentor', 'file': str(file), **settings}
+    cfg.load_from = None
 
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:

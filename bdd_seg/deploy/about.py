@@ -1,24 +1,27 @@
 """Facts that travel inside an exported file, so that it can be run without its config."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from mmengine.config import Config
 from mmseg.models import BaseSegmentor
 from mmseg.utils import get_palette
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from bdd_seg.distill.taps import last_head
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.data import dataset_meta
+from bdd_seg.runtime.upstream.configs import type_name
 from bdd_seg.teachers.network import input_bands
 from bdd_seg.teachers.normalise import Normalisation
 
 KEY = 'bdd_seg'
 """Key of the facts, as JSON, in the metadata of a file."""
 
-Size = tuple[int, int]
+Size = tuple[PositiveInt, PositiveInt]
 """(height, width) in pixels."""
+
+_Part = Annotated[int, Field(ge=0, le=255)]
 
 
 class Resize(BaseModel):
@@ -27,7 +30,7 @@ class Resize(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     scale: Size | None = Field(default=None, description='(width, height), as mmseg writes it')
-    scale_factor: float | None = None
+    scale_factor: float | tuple[float, float] | None = None
     keep_ratio: bool = False
 
 
@@ -65,19 +68,27 @@ class About(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[tuple[_Part, _Part, _Part], ...]
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     bgr_to_rgb: bool = False
-    bands: int = 3
+    bands: PositiveInt = 3
     takes: Literal['normalised', 'pixels'] = 'normalised'
     gives: Literal['logits', 'labels'] = 'logits'
     size: Size | None = None
-    multiple: int = 1
+    multiple: PositiveInt = 1
     align_corners: bool = False
     threshold: float | None = None
     windows: Windows | None = None
     resize: Resize | None = None
+
+    @model_validator(mode='after')
+    def _lengths_agree(self) -> 'About':
+        if not self.classes or len(self.palette) != len(self.classes):
+            raise ValueError(f'{len(self.classes)} classes and {len(self.palette)} colours')
+        if {len(self.mean), len(self.std)} - {1, self.bands} or min(self.std, default=0) <= 0:
+            raise ValueError('mean and std need a number for each channel, and std more than 0')
+        return self
 
     @property
     def normalisation(self) -> Normalisation:
@@ -139,7 +150,7 @@ def parse(text: str | None, file: str) -> About:
         return About.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors()[0]
-        place = '.'.join(map(str, problem['loc']))
+        place = '.'.join(map(str, problem['loc'])) or KEY
         raise ConfigError(
             f'{file}: its facts ({KEY} in the metadata) are damaged at {place!r}: {problem["msg"]}. '
             'Export the network again'
@@ -152,10 +163,7 @@ def _names_and_colours(cfg: Config, meta: Mapping[str, Any], count: int) -> tupl
     classes = known.get('classes')
     if classes is None or len(classes) != count:
         classes = [f'class {number}' for number in range(count)]
-    palette = known.get('palette')
-    if palette is None or len(palette) < count:
-        palette = _many_colours(count)
-    return tuple(map(str, classes)), tuple(tuple(int(part) for part in colour) for colour in palette[:count])
+    return tuple(map(str, classes)), colours_of(known.get('palette'), count)
 
 
 def _dataset_meta(cfg: Config) -> dict[str, Any]:
@@ -164,10 +172,17 @@ def _dataset_meta(cfg: Config) -> dict[str, Any]:
     return next((dataset_meta(loader['dataset']) for loader in loaders if loader is not None), {})
 
 
-def _many_colours(count: int) -> list[list[int]]:
-    """Return distinct colours: those of ADE20K, and again from its first."""
-    colours = get_palette('ade20k')
-    return [colours[number % len(colours)] for number in range(count)]
+def colours_of(palette: Any, count: int) -> tuple[tuple[int, int, int], ...]:
+    """Return C colours (red, green, blue): those of a data set, and for classes beyond them ADE20K's in turn.
+
+    Args:
+        palette: Of the data set, None where it has none.
+        count: C.
+    """
+    more = get_palette('ade20k')
+    found = [*(palette or ())][:count]
+    found += [more[number % len(more)] for number in range(len(found), count)]
+    return tuple((int(red), int(green), int(blue)) for red, green, blue in found)
 
 
 def _resize(cfg: Config) -> Resize | None:
@@ -175,7 +190,7 @@ def _resize(cfg: Config) -> Resize | None:
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     pipeline = (loader.get('dataset') or {}).get('pipeline') or cfg.get('test_pipeline') or ()
     for transform in pipeline:
-        if transform['type'] in ('Resize', 'mmseg.Resize', 'mmcv.Resize'):
+        if type_name(transform) == 'Resize':
             return Resize.model_validate(
                 {key: transform[key] for key in Resize.model_fields if transform.get(key) is not None}
             )

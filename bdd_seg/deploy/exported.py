@@ -1,20 +1,23 @@
 """Run an exported file, or pass it to mmseg as a segmentor."""
 
+import io
 import json
 import zipfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from mmengine.config import ConfigDict
+from mmengine.device import get_device
 from mmengine.model import BaseModel
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from bdd_seg.deploy.about import KEY, About, Size, parse
 from bdd_seg.errors import ConfigError, first_line
@@ -28,10 +31,10 @@ class ExportedFile(nn.Module):
     """An ONNX file or a program of ``torch.export``, with the facts that it holds.
 
     Args:
-        file: A file that ``bdd-seg export`` wrote.
+        file: A file that ``bdd-seg export`` wrote. A ``.pt2`` is a program: load only those you trust.
 
     Raises:
-        ConfigError: It is missing, damaged, or tells no facts.
+        ConfigError: It is missing, damaged, tells no facts, or holds pickled objects.
     """
 
     def __init__(self, file: str | Path) -> None:
@@ -46,10 +49,13 @@ class ExportedFile(nn.Module):
             text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         elif self.file.suffix == '.pt2':
             self.session = None
-            text, self.program = _load_program(self.file)
+            # Its weights are on the device. As a submodule it would refuse eval().
+            text, self.program = _load_program(self.file, get_device())
         else:
             raise ConfigError(f'{str(self.file)!r} is neither an .onnx nor a .pt2 file')
         self.about: About = parse(text, str(self.file))
+        if self.session is not None:
+            self._check_ends()
 
     def forward(self, image: Tensor) -> Tensor:
         """Return what the file puts out, logits (N, C, h, w) or labels (N, H, W), on the images' device.
@@ -58,35 +64,63 @@ class ExportedFile(nn.Module):
             image: As ``about.takes`` says, of ``about.size`` where that is given.
         """
         if self.session is None:
-            return self.program(image)
+            with torch.inference_mode():
+                parts = image.to(get_device())
+                answers = [self.program(part) for part in (parts.split(1) if self.about.size else [parts])]
+                return torch.cat(answers).to(image.device)
         array = image.detach().cpu().contiguous().numpy()
         (wanted,) = self.session.get_inputs()
         # A file that fixes the number of images has 1.
-        parts = np.split(array, len(array)) if wanted.shape[0] == 1 else [array]
-        answers = [self.session.run(None, {wanted.name: part})[0] for part in parts]
-        return torch.from_numpy(np.concatenate(answers)).to(image.device)
+        batches = np.split(array, len(array)) if wanted.shape[0] == 1 else [array]
+        outputs = [self.session.run(None, {wanted.name: batch})[0] for batch in batches]
+        return torch.from_numpy(np.concatenate(outputs)).to(image.device)
+
+    def describe(self) -> str:
+        """Return its path, its size, and the number and size of images that it takes."""
+        size = self.about.size
+        takes = f'one image of {size[0]}×{size[1]}' if size else 'images of any size'
+        return f'{self.file}, {self.file.stat().st_size / 1e6:.2f} MB, for {takes}'
+
+    def _check_ends(self) -> None:
+        """Check that an ONNX file takes and gives what its facts say."""
+        ends = [*self.session.get_inputs(), *self.session.get_outputs()]
+        ranks = [4, 3 if self.about.gives == 'labels' else 4]
+        if [len(end.shape) for end in ends] != ranks:
+            found = ', '.join(f'{end.name} {end.shape}' for end in ends)
+            raise ConfigError(
+                f'{self.file}: its facts do not fit its inputs and outputs ({found}). Export it again'
+            )
 
 
 @MODELS.register_module()
 class ExportedSegmentor(EncoderDecoder):
     """An exported file as an mmseg segmentor, for prediction and evaluation.
 
-    Images of another size than the file's are resized to it, and the logits back. Of a file that gives
-    labels, the "logits" are 1 for the class and 0 for all others.
+    Images of another size than a file's only one are resized to it, and the logits back. Where lengths must
+    be multiples of a number, zeros are added at the right and below. Of a file that gives labels, the
+    "logits" are 1 for the class and 0 for all others.
 
     Args:
         file: A file that ``bdd-seg export`` wrote.
         test_cfg: Of mmseg; by default the file's own: sliding windows or whole images.
+        data_preprocessor: A config's. The padding of its ``test_cfg`` counts; how images are normalised, the
+            file tells.
 
     Raises:
         ConfigError: As for :class:`ExportedFile`.
     """
 
-    def __init__(self, file: str | Path, test_cfg: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        file: str | Path,
+        test_cfg: Mapping[str, Any] | None = None,
+        data_preprocessor: Mapping[str, Any] | None = None,
+    ) -> None:
         exported = ExportedFile(file)
         about = exported.about
         # Not EncoderDecoder's own: there is neither a backbone nor a head to build.
-        BaseModel.__init__(self, data_preprocessor=preprocessor(about))
+        padding = (data_preprocessor or {}).get('test_cfg')
+        BaseModel.__init__(self, data_preprocessor={**preprocessor(about), 'test_cfg': padding})
         self.exported = exported
         self.about = about
         self.align_corners = about.align_corners
@@ -97,7 +131,8 @@ class ExportedSegmentor(EncoderDecoder):
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict] | None = None) -> Tensor:
         """Return the logits (N, C, H, W) at the size of the images (N, bands, H, W)."""
-        return self.forward_logits(inputs, tuple(inputs.shape[2:]))
+        height, width = inputs.shape[2:]
+        return self.forward_logits(inputs, (height, width))
 
     def _forward(self, inputs: Tensor, data_samples: Any = None) -> Tensor:
         return self.forward_logits(inputs, None)
@@ -109,10 +144,23 @@ class ExportedSegmentor(EncoderDecoder):
             inputs: (N, bands, H, W); normalised, or pixels in float where the file normalises itself.
             size: (H, W) or None for the network's own grid.
         """
-        wanted = self.about.size or _rounded_up(inputs.shape[2:], self.about.multiple)
+        height, width = inputs.shape[2:]
         images = inputs
-        if tuple(inputs.shape[2:]) != wanted:
-            images = F.interpolate(inputs, wanted, mode='bilinear', align_corners=False)
+        if self.about.size is not None:
+            if (height, width) != self.about.size:
+                images = F.interpolate(inputs, self.about.size, mode='bilinear', align_corners=False)
+        else:
+            images = F.pad(inputs, (0, -width % self.about.multiple, 0, -height % self.about.multiple))
+        output = self._run(images)
+        if size is None:
+            return output
+        if self.about.size is None and images.shape != inputs.shape:  # without the padding
+            padded_height, padded_width = images.shape[2:]
+            output = self._resized(output, (padded_height, padded_width))[:, :, :height, :width]
+        return self._resized(output, size)
+
+    def _run(self, images: Tensor) -> Tensor:
+        """Return the logits of images of a size that the file takes, on its own grid."""
         if self.about.takes == 'pixels':
             images = images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         try:
@@ -121,11 +169,12 @@ class ExportedSegmentor(EncoderDecoder):
             raise ConfigError(
                 f'{self.exported.file} does not run on images {tuple(images.shape)}: {first_line(error)}'
             ) from error
-        if self.about.gives == 'labels':
-            output = _as_logits(output, self.about)
-        if size is None or tuple(output.shape[2:]) == size:
-            return output
-        return resize(output, size, mode='bilinear', align_corners=self.align_corners, warning=False)
+        return _as_logits(output, self.about) if self.about.gives == 'labels' else output
+
+    def _resized(self, logits: Tensor, size: Size) -> Tensor:
+        if tuple(logits.shape[2:]) == size:
+            return logits
+        return resize(logits, size, mode='bilinear', align_corners=self.align_corners, warning=False)
 
 
 class _Head(nn.Module):
@@ -162,25 +211,54 @@ def _as_logits(labels: Tensor, about: About) -> Tensor:
     return F.one_hot(labels.long(), len(about.classes)).permute(0, 3, 1, 2).float()
 
 
-def _rounded_up(size: Any, multiple: int) -> Size:
-    height, width = (-(-int(length) // multiple) * multiple for length in size)
-    return height, width
-
-
-def _load_program(file: Path) -> tuple[str | None, nn.Module]:
-    """Return the facts in a ``.pt2`` file and its program.
+def _load_program(file: Path, device: str) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+    """Return the facts in a ``.pt2`` file, and its program on a device.
 
     Raises:
-        ConfigError: It is damaged.
+        ConfigError: It is damaged, or holds pickled objects.
     """
     extra = {f'{KEY}.json': ''}
     try:
-        if not zipfile.is_zipfile(file):
-            raise ValueError('it is no zip archive')
-        program = torch.export.load(file, extra_files=extra)
+        refused = _pickles_in(file)
+        if not refused:
+            program = torch.export.load(file, extra_files=extra)
+            if device != 'cpu':
+                program = move_to_device_pass(program, device)
     except Exception as error:  # of any kind, from whatever lies in the file
         raise ConfigError(
             f'{file} cannot be loaded: {first_line(error)}. If it is damaged, copy it again'
         ) from error
+    if refused:
+        raise ConfigError(
+            f'{file} holds pickled objects ({refused[0]}), which can run code when they are loaded, and is '
+            'refused. bdd-seg export writes none'
+        )
     text = extra[f'{KEY}.json']
-    return (text if isinstance(text, str) else json.dumps(text)) or None, program.module()
+    return text or None, program.module().__call__
+
+
+def _pickles_in(file: Path) -> list[str]:
+    """Return the parts of a ``.pt2`` that ``torch.export.load`` would unpickle without ``weights_only``.
+
+    This makes no foreign program safe: a ``.pt2`` names the functions that it calls.
+    """
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        found = [
+            name
+            for name in names
+            if name.endswith('.pt')  # weights in the form before torch 2.9
+            or PurePosixPath(name).name.startswith(('custom_obj', 'opaque_obj'))
+            or '/aotinductor/' in name
+        ]
+        for name in found.copy():
+            if '/sample_inputs/' in name:
+                content = archive.read(name)
+                if content:
+                    torch.load(io.BytesIO(content), weights_only=True)
+                found.remove(name)
+        for name in names:
+            if name.endswith('_config.json'):
+                parts = json.loads(archive.read(name)).get('config', {})
+                found += [f'{name}: {part}' for part, facts in parts.items() if facts.get('use_pickle')]
+    return found

@@ -59,12 +59,25 @@ def load_trained(source: str | Path, checkpoint: str | Path | None = None) -> Tr
         model = ExportedSegmentor(path).eval()
         return Trained(model, model.about, None, path, {})
     config, checkpoint = find_pair(source, checkpoint)
-    cfg = plain_config(load_config(config))
+    return trained_of(load_config(config), checkpoint)
+
+
+def trained_of(cfg: Config, checkpoint: str | Path) -> Trained:
+    """Load the network of a config.
+
+    Args:
+        cfg: The whole config, which stays as it is.
+        checkpoint: A ``.pth`` or ``.safetensors``.
+
+    Raises:
+        ConfigError: The checkpoint is missing or damaged, or its weights do not fit.
+    """
+    cfg = plain_config(cfg)
     weights, meta = read_weights(checkpoint)
     model = build_plain(cfg)
     mismatch = load_and_report_mismatch(model, weights)
     if mismatch:
-        raise ConfigError(f'{checkpoint} does not fit the model of {config}: {mismatch}')
+        raise ConfigError(f'{checkpoint} does not fit the model of {cfg.filename}: {mismatch}')
     return Trained(
         model.eval(), about_model(model, cfg, meta.get('dataset_meta')), cfg, Path(checkpoint), meta
     )
@@ -105,8 +118,8 @@ def config_beside(checkpoint: Path) -> Path:
     if len(found) != 1:
         listed = f'several configs beside it ({", ".join(path.name for path in found)})'
         raise ConfigError(
-            f'{str(checkpoint)!r} has {listed if found else "no config beside it"}. Name the config before it: '
-            'CONFIG.py CHECKPOINT'
+            f'{str(checkpoint)!r} has {listed if found else "no config beside it"}. Name the config before '
+            'it: CONFIG.py CHECKPOINT'
         )
     return found[0]
 

@@ -12,6 +12,7 @@ from bdd_seg.deploy.about import About, Size
 from bdd_seg.teachers.segmentors import run
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+_SHORTEST = 64  # pixels of the images with which they are tried
 
 
 class DeployedNetwork(nn.Module):
@@ -25,6 +26,9 @@ class DeployedNetwork(nn.Module):
         model: The segmentor, which stays as it is.
         about: Facts about the result.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: BaseSegmentor, about: About) -> None:
         super().__init__()
@@ -43,7 +47,16 @@ class DeployedNetwork(nn.Module):
         if self.about.takes == 'pixels':
             image = self.normalised(image)
         logits = run(self.model, image)
-        return self.labels(logits, image) if self.about.gives == 'labels' else logits
+        if self.about.gives == 'logits':
+            return logits
+        height, width = image.shape[2:]
+        return self.labels(logits, (height, width))
+
+    @property
+    def axes(self) -> dict[int, str]:
+        """Number → name of the axes of an input that may have any length."""
+        names = ('batch', 'height', 'width')
+        return dict(zip((0, 1, 2) if self.about.takes == 'pixels' else (0, 2, 3), names, strict=True))
 
     def example(self, shape: tuple[int, ...]) -> Tensor:
         """Return an input of zeros for N images of height H and width W.
@@ -58,14 +71,13 @@ class DeployedNetwork(nn.Module):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return pixels (N, H, W, bands) as the network expects them, (N, bands, H, W)."""
-        image = pixels.permute(0, 3, 1, 2).float()
+        image = pixels.permute(0, 3, 1, 2).to(self.mean.dtype)
         if self.about.bgr_to_rgb and self.about.bands == 3:
             image = image.flip(1)
         return (image - self.mean) / self.std
 
-    def labels(self, logits: Tensor, image: Tensor) -> Tensor:
-        """Return class numbers (N, H, W) of logits (N, C, h, w), at the size of the images."""
-        size = image.shape[2:]
+    def labels(self, logits: Tensor, size: Size) -> Tensor:
+        """Return class numbers (N, H, W) of logits (N, C, h, w), at the size (H, W) of the images."""
         logits = resize(logits, size, mode='bilinear', align_corners=self.about.align_corners, warning=False)
         if self.about.threshold is not None:
             labels = logits[:, 0].sigmoid() > self.about.threshold
@@ -131,24 +143,24 @@ class ExportableUpsample(nn.Module):
         return resize(features, size, None, self.mode, self.align_corners, warning=False)
 
 
-def find_multiple(network: DeployedNetwork, like: Size = (64, 96)) -> int | None:
+def find_multiple(network: DeployedNetwork) -> int | None:
     """Return the smallest power of two, up to 64, of which height and width must be multiples.
 
-    It is found by running the network on small images.
+    It is found by running the network on small images, whose lengths are four odd multiples of each power.
 
     Args:
         network: Of any size.
-        like: The sizes that are tried are near this one.
 
     Returns:
         None if no size works, for networks that take images of one size only.
     """
     for multiple in _MULTIPLES:
-        # Odd multiples: those of no larger power of two.
-        size = [(length // (2 * multiple) * 2 + 1) * multiple for length in like]
+        first = _SHORTEST // multiple // 2 * 2 + 1
+        lengths = [multiple * (first + 2 * step) for step in range(4)]
         try:
             with torch.inference_mode():
-                network(network.example((1, *size)))
+                for height, width in ((lengths[0], lengths[3]), (lengths[1], lengths[2])):
+                    network(network.example((1, height, width)))
         except (RuntimeError, ValueError, AssertionError):  # shapes that do not fit
             continue
         return multiple

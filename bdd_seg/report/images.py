@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS
-from mmseg.utils import get_palette
 from torch.utils.data import DataLoader, Subset
 
+from bdd_seg.deploy.about import colours_of
 from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.runtime.guards.data import check_data, without_checks
 from bdd_seg.runtime.upstream.configs import leaf_datasets
@@ -63,7 +63,7 @@ class ValidationSet:
             self.classes = [str(name) for name in classes]
             if len(self.classes) == 1:  # one class has a background, too
                 self.classes = ['background', *self.classes]
-            self.palette = _colours(meta.get('palette'), len(self.classes))
+            self.palette = [*colours_of(meta.get('palette'), len(self.classes))]
             count = min(len(self.dataset), most or len(self.dataset))
             self.numbers = [number * len(self.dataset) // count for number in range(count)]
             infos = [self.dataset.get_data_info(number) for number in self.numbers]
@@ -171,10 +171,3 @@ def check_same_images(first: ValidationSet, other: ValidationSet, names: tuple[s
 
 def _real(path: str) -> str:
     return os.path.realpath(path)
-
-
-def _colours(palette: Any, count: int) -> list[tuple[int, int, int]]:
-    """Return C colours: those of a data set, and for classes beyond them those of ADE20K in turn."""
-    known = [tuple(int(part) for part in colour) for colour in (palette or ())][:count]
-    more = get_palette('ade20k')
-    return [*known, *(tuple(more[number % len(more)]) for number in range(len(known), count))]  # type: ignore

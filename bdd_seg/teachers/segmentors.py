@@ -30,7 +30,7 @@ def logits_tap(model: BaseSegmentor) -> str:
 
 
 def predicts_scores(model: BaseSegmentor) -> bool:
-    """Return whether a segmentor predicts a score of each class, no logits, as those that classify masks do."""
+    """Return whether a segmentor predicts a score of each class instead of logits: those that classify masks."""
     return isinstance(last_head(model), _MASK_CLASSIFIERS)
 
 

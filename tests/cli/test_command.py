@@ -41,7 +41,7 @@ def test_help_and_version_import_neither_torch_nor_the_package():
     [
         ('trian', 'Did you mean train?'),
         ('demos', 'Did you mean demo?'),
-        ('x', 'There are train, test, demo, new, cache, study, scenes, run'),
+        ('x', f'There are {", ".join(bdd_seg_cli.COMMANDS)}'),
     ],
 )
 def test_an_unknown_command(monkeypatch, capsys, command, hint):
