@@ -15,6 +15,7 @@ from mmcv.cnn.utils import fuse_conv_bn
 from torch import Tensor
 
 from bdd_seg.deploy.network import DeployedNetwork
+from bdd_seg.teachers.frozen import FOLDING_TOLERANCE, relative_error
 from bdd_seg.teachers.onnx import import_onnxruntime
 
 _WARM_UP = 3
@@ -77,7 +78,7 @@ def measure(
     """Return the latencies of a network in torch and in ONNX files, on the CPU.
 
     The forms take turns, so that what else the machine does slows all of them alike. In torch, batch norm is
-    folded into the convolutions before it, as onnxruntime has it.
+    folded into the convolutions before it, as onnxruntime has it, where that leaves the network the same.
 
     Args:
         network: The network.
@@ -89,7 +90,7 @@ def measure(
     Returns:
         ``torch`` and each of ``files`` → number of threads → latency.
     """
-    fused = fuse_conv_bn(copy.deepcopy(network)).cpu().eval()
+    fused = with_folded_batch_norm(network.cpu(), image)
     found: dict[str, dict[int, Latency]] = {name: {} for name in ('torch', *files)}
     for count in dict.fromkeys(threads or (1, all_threads())):
         forms: dict[str, Callable[[], Any]] = {'torch': lambda: fused(image)}
@@ -121,6 +122,21 @@ def in_turns(forms: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str
             form()
             times[name].append(1000 * (time.perf_counter() - start))
     return times
+
+
+def with_folded_batch_norm(network: torch.nn.Module, image: Tensor) -> torch.nn.Module:
+    """Return a copy with batch norm folded into convolutions, or the network where that changes it.
+
+    mmcv folds a batch norm into the convolution that its module names before it, which is not in every
+    network, such as PIDNet, the one that runs before it.
+    """
+    with torch.no_grad():
+        try:
+            folded = fuse_conv_bn(copy.deepcopy(network)).eval()
+            error = relative_error(folded(image).float(), network(image).float())
+        except (RuntimeError, AttributeError):  # shapes that do not fit, a batch norm without weights
+            return network
+    return folded if error < FOLDING_TOLERANCE else network
 
 
 def _onnx(file: Path, image: Tensor, threads: int) -> Callable[[], Any]:

@@ -18,9 +18,8 @@ from bdd_seg.distill.taps import LOGITS, Tap, find_taps
 PRECISIONS = {None: None, 'bf16': torch.bfloat16}
 """Values of ``precision`` → dtype of autocast and weights."""
 
-# Relative difference above which folding has made another network of it. Rounding is 1e-6, or 1e-3 where a
-# GPU convolves in TF32.
-_FOLDING_TOLERANCE = 0.01
+FOLDING_TOLERANCE = 0.01
+"""Relative error above which folding has made another network. Rounding is 1e-6, on a GPU with TF32 1e-3."""
 
 
 class FrozenModule:
@@ -134,9 +133,9 @@ class FrozenModule:
         except Exception as error:  # mmcv can fold no BatchNorm without weights or statistics
             reason = f'{type(error).__name__}: {error}'
         else:
-            errors = {tap: _relative_error(changed[tap], original[tap]) for tap in self.taps}
+            errors = {tap: relative_error(changed[tap], original[tap]) for tap in self.taps}
             worst = max(errors, key=errors.__getitem__)
-            if errors[worst] < _FOLDING_TOLERANCE:
+            if errors[worst] < FOLDING_TOLERANCE:
                 return folded
             reason = f'{worst} would be another by {errors[worst]:.0%}'
         print_log(f"The teacher's BatchNorm is not folded into its convolutions: {reason}", logger='current')
@@ -176,5 +175,6 @@ class FrozenModule:
         return {**outputs, LOGITS: logits} if LOGITS in self.taps else outputs
 
 
-def _relative_error(changed: Tensor, original: Tensor) -> float:
+def relative_error(changed: Tensor, original: Tensor) -> float:
+    """Return the norm of the difference of two tensors over that of the original; infinite for NaN."""
     return ((changed - original).norm() / original.norm().clamp(min=1e-12)).nan_to_num(nan=torch.inf).item()

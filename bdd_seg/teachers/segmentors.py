@@ -30,7 +30,7 @@ def logits_tap(model: BaseSegmentor) -> str:
 
 
 def predicts_scores(model: BaseSegmentor) -> bool:
-    """Return whether a segmentor predicts a score of each class instead of logits: those that classify masks."""
+    """Return whether a segmentor predicts scores of the classes, as mask classifiers do, instead of logits."""
     return isinstance(last_head(model), _MASK_CLASSIFIERS)
 
 

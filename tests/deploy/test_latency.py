@@ -3,8 +3,18 @@
 import pytest
 import torch
 from small_network import ABOUT, build, onnx_file
+from torch import nn
 
-from bdd_seg.deploy.latency import Latency, Row, all_threads, in_turns, measure, table, weight_bytes
+from bdd_seg.deploy.latency import (
+    Latency,
+    Row,
+    all_threads,
+    in_turns,
+    measure,
+    table,
+    weight_bytes,
+    with_folded_batch_norm,
+)
 from bdd_seg.deploy.network import DeployedNetwork
 
 
@@ -21,6 +31,30 @@ def test_every_form_with_every_number_of_threads(tmp_path):
         assert all(0 < one.low <= one.median <= one.high for one in latencies.values())
     after = network.state_dict()  # the copy in which batch norm is folded is another
     assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+class NormFirst(nn.Module):
+    """A batch norm that is named after a convolution and runs before it, as in PIDNet."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 1)
+        self.bn = nn.BatchNorm2d(3)
+        nn.init.uniform_(self.bn.weight, 2, 3)
+
+    def forward(self, image):
+        return self.conv(self.bn(image))
+
+
+@pytest.mark.parametrize('channels', [3, 5])  # folded wrongly, and not at all
+def test_batch_norm_is_folded_only_where_that_changes_nothing(channels):
+    image = torch.rand(1, 3, 8, 8)
+    network = NormFirst(channels).eval()
+    assert with_folded_batch_norm(network, image) is network
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    folded = with_folded_batch_norm(plain, image)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert torch.allclose(folded(image), plain(image), atol=1e-5)
 
 
 def test_forms_take_turns():
