@@ -30,7 +30,7 @@ def logits_tap(model: BaseSegmentor) -> str:
 
 
 def predicts_scores(model: BaseSegmentor) -> bool:
-    """Return whether a segmentor predicts scores of the classes, as mask classifiers do, instead of logits."""
+    """Return whether a segmentor predicts scores of classes, as mask classifiers do, instead of logits."""
     return isinstance(last_head(model), _MASK_CLASSIFIERS)
 
 
