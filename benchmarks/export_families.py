@@ -20,17 +20,19 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 
 from bdd_seg.cli.arguments import make_folder
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.datasets.street_scenes import write_dataset
-from bdd_seg.deploy.exported import ExportedSegmentor
+from bdd_seg.deploy.exported import segmentor_for
+from bdd_seg.deploy.images import at_size, calibration_images, real_images
 from bdd_seg.deploy.latency import all_threads, measure
 from bdd_seg.deploy.load import Trained, build_plain, trained_of
 from bdd_seg.deploy.network import DeployedNetwork
-from bdd_seg.deploy.quantize import CalibrationImages, quantize
+from bdd_seg.deploy.quantize import quantize
 from bdd_seg.deploy.validation import Validation
-from bdd_seg.deploy.verify import at_size, default_size, export_verified, real_images
+from bdd_seg.deploy.verify import default_size, export_verified
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.atomic_files import write_atomically, write_json
 from bdd_seg.runtime.upstream.configs import load_config, type_name, walk
@@ -114,7 +116,7 @@ def family(name: str, args: argparse.Namespace, scenes: Path) -> dict[str, Any]:
     }
     validation = Validation(trained.cfg)
     row['torch_miou'] = validation.miou(trained.model, f'{name} in torch')
-    row['onnx_miou'] = validation.miou(ExportedSegmentor(file), f'{name} in ONNX')
+    row['onnx_miou'] = validation.miou(MODELS.build(segmentor_for(file, trained.cfg)), f'{name} in ONNX')
     if not args.no_int8:
         network = DeployedNetwork(trained.model, exported.about)
         row |= int8(name, trained, network, folder, args.max_drop, validation)
@@ -133,10 +135,10 @@ def int8(
     float_file, out = folder / 'float.onnx', folder / 'int8.onnx'
 
     def evaluate(file: Path, text: str) -> float:
-        return validation.miou(ExportedSegmentor(file), f'{name}, {text}')
+        return validation.miou(MODELS.build(segmentor_for(file, trained.cfg)), f'{name}, {text}')
 
     files = {'onnx': float_file}
-    images = CalibrationImages(trained)
+    images = calibration_images(trained)
     row: dict[str, Any] = {'int8_miou': None, 'int8_problem': None}
     try:
         done = quantize(float_file, out, network, images, evaluate, max_drop, note(name))

@@ -195,7 +195,7 @@ def print_table(session: Session, checkpoint: Path, seed: int, seconds: float) -
 def write_report(folder: Path, command: str) -> None:
     """Write the report page of the demo, unless the packages that it takes are not installed."""
     quiet_warnings()
-    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
     page = folder / 'report.html'
     try:
         check_packages()

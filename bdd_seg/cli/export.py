@@ -4,28 +4,34 @@ MODEL is a config followed by its checkpoint, a work dir, or a checkpoint with i
 in .onnx; in .pt2, a program of torch.export, which can run any code: load only those you trust; or in
 .safetensors, the weights alone with the network's plain config beside them.
 
+The file gives what torch does if no logit differs by more than 1e-3, or 2e-4 of the largest one where that is
+more, and the class is the same at 99.9 % of the pixels.
+
 --int8 also writes OUT.int8.onnx in 8 bits, if no more than --max-drop points of mIoU are lost on the config's
 validation set; and prints the mIoU, size and speed of all forms.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 from rich.console import Console
 
 from bdd_seg.cli.arguments import Options, make_folder, set_options
 from bdd_seg.cli.errors import one_line_errors
-from bdd_seg.deploy.export import OPSET, SUFFIXES, import_exporter, write_safetensors
-from bdd_seg.deploy.exported import SUFFIXES as EXPORTED
-from bdd_seg.deploy.exported import ExportedSegmentor
+from bdd_seg.deploy.export import FORMATS, OPSET, import_exporter, write_safetensors
+from bdd_seg.deploy.exported import SUFFIXES, segmentor_for
+from bdd_seg.deploy.images import PreparedImages, as_inputs, calibration_images, real_images
 from bdd_seg.deploy.latency import Row, measure, table, weight_bytes
 from bdd_seg.deploy.load import Trained, find_pair, trained_of
 from bdd_seg.deploy.network import DeployedNetwork
-from bdd_seg.deploy.quantize import CalibrationImages, as_inputs, import_quantizer, quantize
+from bdd_seg.deploy.quantizable import import_quantizer
+from bdd_seg.deploy.quantize import quantize
 from bdd_seg.deploy.validation import Validation
-from bdd_seg.deploy.verify import Exported, default_size, export_verified, real_images
+from bdd_seg.deploy.verify import Exported, default_size, export_verified
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.runtime.upstream.console import is_verbose, quiet_warnings
@@ -100,6 +106,8 @@ def main() -> None:
     out = Path(args.out).expanduser()
     check_flags(args, out)
     config, checkpoint = find_pair(args.model, args.checkpoint)
+    if out.exists() and os.path.realpath(out) == os.path.realpath(checkpoint):
+        raise ConfigError(f'{args.out!r} is the checkpoint itself. Name another file to write')
     cfg = load_config(config)
     set_options(cfg, args.cfg_options)
     init_default_scope('mmseg')
@@ -118,9 +126,9 @@ def check_flags(args: argparse.Namespace, out: Path) -> None:
     Raises:
         ConfigError: They contradict each other, or a package is missing.
     """
-    if out.suffix not in SUFFIXES:
-        raise ConfigError(f'{args.out!r} must end in {", ".join(SUFFIXES[:-1])} or {SUFFIXES[-1]}')
-    if Path(args.model).suffix in EXPORTED or Path(args.checkpoint or '').suffix in EXPORTED:
+    if out.suffix not in FORMATS:
+        raise ConfigError(f'{args.out!r} must end in {", ".join(FORMATS[:-1])} or {FORMATS[-1]}')
+    if Path(args.model).suffix in SUFFIXES or Path(args.checkpoint or '').suffix in SUFFIXES:
         raise ConfigError('MODEL is exported already. Give the config and the checkpoint that it was made of')
     if out.is_dir():
         raise ConfigError(f'{args.out!r} is a folder. Name the file to write')
@@ -151,7 +159,7 @@ def export(args: argparse.Namespace, trained: Trained, out: Path) -> None:
     """
     images = real_images(trained, args.num_images, args.images)
     if args.int8 is not None:  # before the first step that takes time
-        calibration, validation = CalibrationImages(trained, args.int8), Validation(trained.cfg)
+        calibration, validation = calibration_images(trained, args.int8), Validation(trained.cfg)
     about = trained.about.model_copy(
         update={
             'takes': 'pixels' if args.with_preprocessing else 'normalised',
@@ -163,12 +171,14 @@ def export(args: argparse.Namespace, trained: Trained, out: Path) -> None:
     with Console(stderr=True).status('') as status:
         exported = export_verified(trained.model, about, out, images, size, dynamic, status.update)
     print('\n'.join(lines(exported)), flush=True)
+    if args.int8 is None and out.suffix == '.onnx' and int8_file(out).exists():
+        print(f'{int8_file(out)} is of an earlier export')
     if args.int8 is not None:
         quantize_and_compare(trained, exported, calibration, validation, args.max_drop)
 
 
 def quantize_and_compare(
-    trained: Trained, exported: Exported, images: CalibrationImages, validation: Validation, max_drop: float
+    trained: Trained, exported: Exported, images: PreparedImages, validation: Validation, max_drop: float
 ) -> None:
     """Write the file in 8 bits beside the float one, and print a table of both and of torch.
 
@@ -179,9 +189,9 @@ def quantize_and_compare(
     network = DeployedNetwork(trained.model, exported.about)
 
     def evaluate(tried: Path, name: str) -> float:
-        return validation.miou(ExportedSegmentor(tried), name)
+        return validation.miou(MODELS.build(segmentor_for(tried, trained.cfg)), name)
 
-    result = quantize(file, file.with_suffix('.int8.onnx'), network, images, evaluate, max_drop)
+    result = quantize(file, int8_file(file), network, images, evaluate, max_drop)
     print(result)
     miou = validation.miou(trained.model, 'torch')
     image = torch.from_numpy(next(as_inputs(network, images)))
@@ -193,6 +203,11 @@ def quantize_and_compare(
     ]
     shape = '×'.join(map(str, image.shape))
     print(f'on the CPU, one image {shape}, median of its times and the middle half of them:\n{table(rows)}')
+
+
+def int8_file(file: Path) -> Path:
+    """Return the file in 8 bits that belongs to a float one."""
+    return file.with_suffix('.int8.onnx')
 
 
 def lines(exported: Exported) -> list[str]:
@@ -208,6 +223,11 @@ def lines(exported: Exported) -> list[str]:
     if exported.fixed_because is not None:
         told.append(f'            not any size: {exported.fixed_because}')
     told.append(f'  gives     {about.gives} of {len(about.classes)} classes')
+    if about.prepared_by:
+        told.append(
+            f'  lacks     {", ".join(about.prepared_by)} of the test pipeline: evaluate it with --config, '
+            'and prepare images for it in the same way'
+        )
     told += [f'  compared  {check}' for check in exported.checks]
     return told
 

@@ -7,11 +7,13 @@ folders in it, a pattern in quotation marks such as "frames/*.jpg", or a video.
 Written are DIR/labels/NAME.png, class numbers with a palette; DIR/overlays/NAME.jpg, the image with the
 colours of its classes and a legend, or NAME.mp4 of a video, without its sound; and with --probabilities
 DIR/probabilities/NAME.npz, float16 (classes, height, width). Files that cannot be read are named and passed
-over. The command fails if nothing could be predicted.
+over. The command fails if nothing could be predicted. Predictions of earlier runs in DIR are replaced; other
+files in its folders labels, overlays and probabilities are not, unless with --force.
 """
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from bdd_seg.cli.arguments import make_folder
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.deploy.load import load_trained
 from bdd_seg.deploy.media import IMAGES, VIDEOS, find_sources
-from bdd_seg.deploy.predict import Outcome, Wanted, predict_all
+from bdd_seg.deploy.predict import Outcome, Wanted, claim_folder, predict_all
 from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.runtime.upstream.console import quiet_warnings
 
@@ -54,12 +56,15 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--no-overlay', action='store_true', help='write no overlays')
     parser.add_argument(
-        '--opacity', type=float, default=0.5, help='of the colours in overlays, 0 to 1 (default: 0.5)'
+        '--opacity', type=float, default=0.5, help='opacity of the colours in overlays, 0 to 1 (default: 0.5)'
     )
     parser.add_argument(
         '--skip-existing',
         action='store_true',
         help='pass over inputs whose outputs are there (default: make them again)',
+    )
+    parser.add_argument(
+        '--force', action='store_true', help='also replace files in DIR that this command has not written'
     )
     parser.add_argument('--device', help='such as cpu or cuda:1 (default: a GPU if there is one)')
     return parser.parse_intermixed_args()
@@ -85,7 +90,14 @@ def main() -> None:
     device = find_device(args.device)
     make_folder(args.out, '--out')
     wanted = Wanted(not args.no_overlay, args.probabilities, args.labels, args.opacity)
-    trained = load_trained(args.model, checkpoint)
+    trained = load_trained(args.model, checkpoint, device)
+    if trained.cfg is None and trained.about.prepared_by:
+        print(
+            f'{args.model}: it expects images prepared by {", ".join(trained.about.prepared_by)}, which this '
+            'file does not hold. Give images prepared so, or predict with CONFIG.py CHECKPOINT',
+            file=sys.stderr,
+        )
+    claim_folder(Path(args.out), args.force)
     batch_size = args.batch_size or (1 if device.type == 'cpu' else 4)
     try:
         outcome = predict_all(

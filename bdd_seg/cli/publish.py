@@ -2,7 +2,7 @@
 
 Written into OUT are NAME-<8 digits of its SHA-256>.pth, weights and metadata only; the student's plain config
 with the same name, which needs no teacher and no bdd_seg; and README.md, a model card filled from the config,
-the checkpoint and the log. Plain MMSegmentation loads them.
+the checkpoint and the log. Plain MMSegmentation loads them. OUT may not be the work dir of a training.
 """
 
 import argparse
@@ -27,9 +27,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', metavar='CKPT', help='a checkpoint, or a work dir for its latest one')
     parser.add_argument('out', metavar='OUT', help='folder for the files')
     parser.add_argument('--config', help='config of the training (default: the one beside the checkpoint)')
-    parser.add_argument('--name', help="of the files (default: the config's)")
+    parser.add_argument('--name', help="name of the files (default: the config's)")
     parser.add_argument('--safetensors', action='store_true', help='write the weights as .safetensors, too')
-    parser.add_argument('--license', metavar='ID', help='of the weights, such as apache-2.0, for the card')
+    parser.add_argument(
+        '--license', metavar='ID', help='licence of the weights, such as apache-2.0, for the card'
+    )
     parser.add_argument('--data', metavar='TEXT', help='a sentence on the training data, for the card')
     parser.add_argument('--force', action='store_true', help='replace another README.md in OUT')
     return parser.parse_args()

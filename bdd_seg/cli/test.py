@@ -14,7 +14,7 @@ from mmengine.config import Config
 from bdd_seg.cli.arguments import add_config_arguments, make_folder
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.cli.steps import build_runner, prepare
-from bdd_seg.deploy.exported import SUFFIXES, ExportedFile
+from bdd_seg.deploy.exported import SUFFIXES, ExportedFile, segmentor_for
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.data import class_names
@@ -94,8 +94,7 @@ def take_exported(cfg: Config, file: str) -> None:
             f'{file} has the classes {", ".join(about.classes)}, and the data of test_dataloader '
             f'{", ".join(classes)}. Give the config with which it was exported'
         )
-    settings = {'data_preprocessor': cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')}
-    cfg.model = {'type': 'ExportedSegmentor', 'file': str(file), **settings}
+    cfg.model = segmentor_for(file, cfg)
     cfg.load_from = None
 
 

@@ -4,11 +4,8 @@ What neither the config, nor the checkpoint, nor the log tells is said to be unk
 """
 
 import hashlib
-import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +16,10 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS
 
 from bdd_seg.deploy.about import About
+from bdd_seg.deploy.evaluations import SCORES, UNKNOWN, Evaluation, find_evaluations, public_name
 from bdd_seg.distill.student import is_distiller, plain_model
-from bdd_seg.errors import ConfigError
-from bdd_seg.runtime.upstream.configs import leaf_datasets, load_config, type_name, walk
-
-UNKNOWN = 'unknown'
-
-_PACKAGES = ('bdd-seg', 'onedl-mmsegmentation', 'onedl-mmengine', 'onedl-mmcv')
-_SCORES = ('mIoU', 'aAcc', 'mAcc', 'mDice', 'mFscore')
-_CLASS_PREFIX = 'IoU.'  # of the keys that ClassIoUMetric logs
+from bdd_seg.runtime.upstream.configs import leaf_datasets, type_name, walk
+from bdd_seg.runtime.versions import package_versions
 
 
 @dataclass(frozen=True)
@@ -35,8 +27,8 @@ class Notes:
     """Facts about a network that its owner tells, and no file does.
 
     Attributes:
-        name: Of the files, by default that of the config.
-        license: Of the network, as Hugging Face abbreviates it, such as ``apache-2.0``.
+        name: Name of the files, by default that of the config.
+        license: Licence of the network, as Hugging Face abbreviates it, such as ``apache-2.0``.
         data: Sentences on the training data.
     """
 
@@ -52,29 +44,15 @@ class Weights(NamedTuple):
         checkpoint: Its file, which lies in the work dir of the training.
         meta: What it tells besides weights.
         averaged: Whether its weights are the average of ``EMAHook``.
+        distilled: Whether they were trained with a teacher.
         parameters: Their number, of those that predict and of those that serve training only.
     """
 
     checkpoint: Path
     meta: Mapping[str, Any]
     averaged: bool
+    distilled: bool
     parameters: tuple[int, int]
-
-
-class Evaluation(NamedTuple):
-    """Scores of a checkpoint, in percent.
-
-    Attributes:
-        source: Where they come from.
-        data: The images that were evaluated.
-        scores: Name → score.
-        classes: Class → IoU, None for one that does not occur; empty if they were not logged.
-    """
-
-    source: str
-    data: str
-    scores: dict[str, float]
-    classes: dict[str, float | None]
 
 
 def model_card(
@@ -89,7 +67,7 @@ def model_card(
     """Return the model card.
 
     Args:
-        name: Of the files, without suffix.
+        name: Name of the files, without suffix.
         cfg: The whole config of the training, with teacher and losses.
         about: Facts about the network.
         weights: The checkpoint.
@@ -102,15 +80,19 @@ def model_card(
         ('Results', _results(evaluations)),
         ('Use', _usage(name, files)),
         ('Data', _data(cfg, notes)),
-        ('Teacher and losses', _distillation(cfg)),
+        ('Teacher and losses', _distillation(cfg, weights)),
         ('Recipe', _recipe(cfg, weights)),
         ('Network', _network(cfg, about, weights)),
         ('Limits', _limits(about, evaluations, changes)),
-        ('Licences', _licences(cfg, notes)),
+        ('Licences', _licences(weights, notes)),
         ('Files', _files(files)),
         ('Versions', _versions(weights.meta)),
     ]
-    parts = [_front_matter(name, cfg, notes, evaluations), f'# {escape(name)}', _summary(cfg, about, weights)]
+    parts = [
+        _front_matter(name, weights, notes, evaluations),
+        f'# {escape(name)}',
+        _summary(cfg, about, weights),
+    ]
     for title, text in sections:
         parts += [f'## {title}', text]
     return '\n\n'.join(parts) + '\n'
@@ -143,113 +125,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], numbers: int = 0
     return '\n'.join(f'| {" | ".join(map(str, row))} |' for row in [header, rule, *rows])
 
 
-def find_evaluations(checkpoint: Path, meta: Mapping[str, Any], cfg: Config) -> list[Evaluation]:
-    """Return the evaluations of a checkpoint that its work dir holds.
-
-    These are the validation at its iteration, the latest ``tools/test.py`` of this very file, and a study's
-    ``result.json``.
-
-    Args:
-        checkpoint: The checkpoint's file.
-        meta: Its metadata.
-        cfg: The config of the training.
-    """
-    folder = checkpoint.parent
-    found = []
-    validation = _validation(folder, meta, cfg)
-    if validation is not None:
-        step, record = validation
-        found.append(
-            _evaluation(f'validation of the training, at {step}', _split(cfg, 'val_dataloader'), record)
-        )
-    test = _test(folder, checkpoint)
-    if test is not None:
-        found.append(_evaluation('test of this checkpoint', *test))
-    return [*found, *_study_scores(folder, meta)]
-
-
-def _validation(folder: Path, meta: Mapping[str, Any], cfg: Config) -> tuple[str, dict[str, Any]] | None:
-    by_epoch = (cfg.get('train_cfg') or {}).get('max_epochs') is not None
-    unit = 'epoch' if by_epoch else 'iter'
-    step = meta.get(unit)
-    latest = None
-    for file in sorted(folder.glob('*/vis_data/scalars.json')):
-        for record in _json_lines(file):
-            if 'mIoU' in record and record.get('step') == step:
-                latest = record
-    return None if latest is None else (f'{"epoch" if by_epoch else "iteration"} {step}', latest)
-
-
-def _test(folder: Path, checkpoint: Path) -> tuple[str, dict[str, Any]] | None:
-    """Return the images and the scores of the latest test of a checkpoint."""
-    for session in sorted(folder.glob('*/vis_data/config.py'), reverse=True):
-        file = session.parent.parent / f'{session.parent.parent.name}.json'
-        records = [record for record in _json_lines(file) if 'mIoU' in record]
-        if not records:
-            continue
-        try:
-            cfg = load_config(session)
-        except ConfigError:
-            continue
-        # The work dir may have moved, so its last part counts.
-        if Path(str(cfg.get('load_from'))).parts[-2:] == checkpoint.resolve().parts[-2:]:
-            return _split(cfg, 'test_dataloader'), records[-1]
-    return None
-
-
-def _study_scores(folder: Path, meta: Mapping[str, Any]) -> Iterator[Evaluation]:
-    for result in _json_lines(folder / 'result.json', whole=True):
-        if result.get('iterations') == meta.get('iter'):
-            for split, scores in (result.get('scores') or {}).items():
-                classes = scores.get('classes') or {}
-                record = {**scores, **{f'{_CLASS_PREFIX}{key}': value for key, value in classes.items()}}
-                yield _evaluation('study', split, record)
-
-
-def _json_lines(file: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in the lines of a file, or the one that it is; nothing if it is not there."""
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError):
-        return
-    for line in [text] if whole else text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
-        if isinstance(record, dict):
-            yield record
-
-
-def _evaluation(source: str, data: str, record: Mapping[str, Any]) -> Evaluation:
-    scores = {key: float(record[key]) for key in _SCORES if isinstance(record.get(key), int | float)}
-    classes = {
-        key.removeprefix(_CLASS_PREFIX): None if value is None or math.isnan(value) else float(value)
-        for key, value in record.items()
-        if key.startswith(_CLASS_PREFIX)
-    }
-    return Evaluation(source, data, scores, classes)
-
-
-def _split(cfg: Config, loader: str) -> str:
-    """Return the data set and the part of it that a loader reads."""
-    settings = cfg.get(loader)
-    if settings is None:
-        return UNKNOWN
-    leaf, _ = next(leaf_datasets(settings['dataset'], loader))
-    place = (leaf.get('data_prefix') or {}).get('img_path') or leaf.get('ann_file')
-    return f'{type_name(leaf)}, {_public(place)}' if place else type_name(leaf)
-
-
-def _public(path: Any) -> str:
-    """Return a path or address without the folders of this machine."""
-    text = str(path)
-    return text if '::' in text or '://' in text or not Path(text).is_absolute() else Path(text).name
-
-
-def _front_matter(name: str, cfg: Config, notes: Notes, evaluations: Sequence[Evaluation]) -> str:
+def _front_matter(name: str, weights: Weights, notes: Notes, evaluations: Sequence[Evaluation]) -> str:
     tags = ['semantic-segmentation', 'image-segmentation', 'mmsegmentation', 'pytorch']
-    if is_distiller(cfg.model):
+    if weights.distilled:
         tags.append('knowledge-distillation')
     facts: dict[str, Any] = {'pipeline_tag': 'image-segmentation', 'tags': tags}
     if notes.license:
@@ -270,7 +148,7 @@ def _front_matter(name: str, cfg: Config, notes: Notes, evaluations: Sequence[Ev
 
 def _summary(cfg: Config, about: About, weights: Weights) -> str:
     predicting, _ = weights.parameters
-    origin = 'Trained without a teacher.'
+    origin = 'Distilled.' if weights.distilled else 'Trained without a teacher.'
     if is_distiller(cfg.model):
         losses = ', '.join(code(type_name(loss)) for loss in cfg.model.get('distill_losses', []))
         origin = f'Distilled from {_teacher_name(cfg.model.get("teacher"))} with {losses}.'
@@ -291,7 +169,7 @@ def _architecture(cfg: Config) -> str:
 def _results(evaluations: Sequence[Evaluation]) -> str:
     if not evaluations:
         return 'Unknown: the work dir holds no evaluation of this checkpoint.'
-    names = [name for name in _SCORES if any(name in one.scores for one in evaluations)]
+    names = [name for name in SCORES if any(name in one.scores for one in evaluations)]
     rows = [
         [escape(one.data), escape(one.source), *(_number(one.scores.get(name), UNKNOWN) for name in names)]
         for one in evaluations
@@ -340,7 +218,7 @@ def _data(cfg: Config, notes: Notes) -> str:
                 f'{count} images' if count else f'number of images {UNKNOWN} (they are not on this machine)'
             )
             place = (leaf.get('data_prefix') or {}).get('img_path') or leaf.get('ann_file')
-            where = f', {code(_public(place))}' if place else ''
+            where = f', {code(public_name(place))}' if place else ''
             lines.append(f'- {title}: {code(type_name(leaf))}{where}, {number}')
     return '\n'.join(lines)
 
@@ -354,7 +232,9 @@ def _images(settings: Mapping[str, Any]) -> int | None:
         return None
 
 
-def _distillation(cfg: Config) -> str:
+def _distillation(cfg: Config, weights: Weights) -> str:
+    if not is_distiller(cfg.model) and weights.distilled:
+        return 'Unknown: the weights are those of a distilled student, and the config is that of it alone.'
     if not is_distiller(cfg.model):
         return 'None: it was trained on labels alone.'
     rows = [[_teacher_name(cfg.model.get('teacher')), *_teacher_facts(cfg.model.get('teacher'))]]
@@ -386,7 +266,8 @@ def _teacher_name(teacher: Any) -> str:
         return ' and '.join(map(_teacher_name, members))
     for key in ('config', 'model', 'module', 'cache'):
         if isinstance(teacher.get(key), str):
-            return code(Path(_public(teacher[key])).name if key == 'config' else _public(teacher[key]))
+            name = public_name(teacher[key])
+            return code(Path(name).name if key == 'config' else name)
     return code(type_name(teacher)) if 'type' in teacher else f'a teacher ({UNKNOWN})'
 
 
@@ -395,52 +276,58 @@ def _teacher_facts(teacher: Any) -> list[str]:
         return [UNKNOWN, UNKNOWN]
     checkpoint = teacher.get('checkpoint')
     kind = code(type_name(teacher)) if 'type' in teacher else 'mmseg'
-    return [kind, code(_public(checkpoint)) if checkpoint else UNKNOWN]
+    return [kind, code(public_name(checkpoint)) if checkpoint else UNKNOWN]
 
 
 def _recipe(cfg: Config, weights: Weights) -> str:
     wrapper = cfg.get('optim_wrapper') or {}
-    optimizer = wrapper.get('optimizer') or {}
     schedulers = cfg.get('param_scheduler') or []
-    train = cfg.get('train_cfg') or {}
     loader = cfg.get('train_dataloader') or {}
-    length = [
-        f'{train[key]} {unit}'
-        for key, unit in (('max_iters', 'iterations'), ('max_epochs', 'epochs'))
-        if train.get(key)
-    ]
-    done = [f'{weights.meta[key]} {unit}' for key, unit in (('iter', 'iterations'),) if weights.meta.get(key)]
-    alone = cfg.get('launcher') == 'none'
-    processes = 'one process' if alone else f'number of processes {UNKNOWN}'
-    crops = [part['crop_size'] for _, part in walk(loader, '') if 'crop_size' in part]
-    crop = (
-        ' × '.join(map(str, crops[0]))
-        if crops and isinstance(crops[0], Sequence)
-        else crops[0]
-        if crops
-        else None
-    )
-    extra = {
-        key: value for key, value in wrapper.items() if key not in ('type', 'optimizer') and value is not None
-    }
+    seed, done = weights.meta.get('seed'), weights.meta.get('iter')
     rows = {
-        'optimizer': _typed(optimizer)
-        + (f'; {_typed({**extra, "type": wrapper.get("type")})}' if extra else ''),
-        'schedule': '; '.join(
-            _typed(one) for one in (schedulers if isinstance(schedulers, list) else [schedulers])
-        ),
-        'length': ', '.join(length),
-        'this checkpoint': f'after {", ".join(done)}' if done else '',
-        'batch size': f'{loader["batch_size"]} per process, {processes}' if loader.get('batch_size') else '',
-        'crop (height × width)': '' if crop is None else escape(crop),
-        'seed': '' if weights.meta.get('seed') is None else escape(weights.meta['seed']),
-        'precision': code(type_name(wrapper))
-        if wrapper.get('type') not in (None, 'OptimWrapper')
-        else 'float32',
+        'optimizer': _optimizer(wrapper),
+        'schedule': '; '.join(map(_typed, schedulers if isinstance(schedulers, list) else [schedulers])),
+        'length': _length(cfg),
+        'this checkpoint': f'after {done} iterations' if done else '',
+        'batch size': _batch_size(cfg),
+        'crop (height × width)': _crop(loader),
+        'seed': '' if seed is None else escape(seed),
+        'precision': _precision(wrapper),
         'initial weights': ', '.join(map(code, _initial_weights(cfg))) or 'none that the config names',
         'weights': 'the average of `EMAHook`' if weights.averaged else 'those of the last step',
     }
     return table(['setting', 'value'], [[key, value or UNKNOWN] for key, value in rows.items()])
+
+
+def _optimizer(wrapper: Mapping[str, Any]) -> str:
+    """Return an optimizer, and settings of its wrapper, such as the clipping of gradients."""
+    text = _typed(wrapper.get('optimizer') or {})
+    extra = {key: value for key, value in wrapper.items() if key != 'optimizer' and value is not None}
+    return f'{text}; {_typed({"type": "OptimWrapper", **extra})}' if extra.keys() - {'type'} else text
+
+
+def _length(cfg: Config) -> str:
+    train = cfg.get('train_cfg') or {}
+    units = {'max_iters': 'iterations', 'max_epochs': 'epochs'}
+    return ', '.join(f'{train[key]} {unit}' for key, unit in units.items() if train.get(key))
+
+
+def _batch_size(cfg: Config) -> str:
+    size = (cfg.get('train_dataloader') or {}).get('batch_size')
+    if not size:
+        return ''
+    processes = 'one process' if cfg.get('launcher') == 'none' else f'number of processes {UNKNOWN}'
+    return f'{size} per process, {processes}'
+
+
+def _crop(loader: Mapping[str, Any]) -> str:
+    """Return the size of the first crop in the pipeline of a loader, empty where it crops nothing."""
+    size = next((part['crop_size'] for _, part in walk(loader, '') if 'crop_size' in part), '')
+    return escape(' × '.join(map(str, size)) if isinstance(size, list | tuple) else size)
+
+
+def _precision(wrapper: Mapping[str, Any]) -> str:
+    return 'float32' if wrapper.get('type') in (None, 'OptimWrapper') else code(type_name(wrapper))
 
 
 def _initial_weights(cfg: Config) -> list[str]:
@@ -454,7 +341,7 @@ def _initial_weights(cfg: Config) -> list[str]:
             for init in (inits if isinstance(inits, list) else [inits or {}])
             if type_name(init) == 'Pretrained'
         ]
-    return list(dict.fromkeys(_public(name) for name in named if name))
+    return list(dict.fromkeys(public_name(name) for name in named if name))
 
 
 def _typed(settings: Mapping[str, Any]) -> str:
@@ -473,7 +360,7 @@ def _plain(value: Any) -> Any:
     """Return a value without what mmengine's containers add to its text."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    return _public(value) if isinstance(value, str) else value
+    return public_name(value) if isinstance(value, str) else value
 
 
 def _network(cfg: Config, about: About, weights: Weights) -> str:
@@ -507,24 +394,19 @@ def _limits(about: About, evaluations: Sequence[Evaluation], changes: Sequence[s
         'Its scores on other data than those named under Results are unknown.'
         if evaluations
         else 'No score of it is known.',
-        'How sure its probabilities are was not measured here.',
+        'The calibration of its probabilities was not measured.',
         *(f'In its config, {change}.' for change in changes),
     ]
     return '\n'.join(f'- {escape(line)}' for line in lines)
 
 
-def _licences(cfg: Config, notes: Notes) -> str:
-    own = (
-        f'The licence of these weights: {escape(notes.license)}.'
-        if notes.license
-        else ('The licence of these weights is not stated.')
+def _licences(weights: Weights, notes: Notes) -> str:
+    own = f'is {escape(notes.license)}' if notes.license else 'is not stated'
+    teacher = ', of the teacher' if weights.distilled else ''
+    return (
+        f'The licence of these weights {own}. The licences of the data set{teacher} and of weights it began '
+        'with may limit their use: whoever publishes or uses them must check these.'
     )
-    of = (
-        'the data set, of the teacher and of weights it began with'
-        if is_distiller(cfg.model)
-        else ('the data set and of weights it began with')
-    )
-    return f'{own} The licences of {of} may limit their use: whoever publishes or uses them must check these.'
 
 
 def _files(files: Mapping[str, bytes]) -> str:
@@ -536,19 +418,10 @@ def _files(files: Mapping[str, bytes]) -> str:
 
 
 def _versions(meta: Mapping[str, Any]) -> str:
-    rows = [[code(package), _version(package)] for package in _PACKAGES]
+    rows = [[code(package), version or UNKNOWN] for package, version in package_versions().items()]
     rows.append(['`torch`', torch.__version__])
     trained = meta.get('mmengine_version')
-    note = (
-        f'The training ran with mmengine {escape(trained)}.'
-        if trained
-        else (f'Versions of the training are {UNKNOWN}.')
-    )
+    note = f'Versions of the training are {UNKNOWN}.'
+    if trained:
+        note = f'The training ran with mmengine {escape(trained)}.'
     return f'{note} Published with:\n\n{table(["package", "version"], rows)}'
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from its source, without being installed
-        return UNKNOWN

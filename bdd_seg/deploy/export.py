@@ -22,8 +22,8 @@ from bdd_seg.runtime.upstream.atomic_files import write_atomically
 OPSET = 18
 """Version of the ONNX operators: the one for which torch's exporter is written."""
 
-SUFFIXES = ('.onnx', '.pt2', '.safetensors')
-"""Of the files that can be written."""
+FORMATS = ('.onnx', '.pt2', '.safetensors')
+"""Endings of the files that can be written."""
 
 _LARGEST = 1_900_000_000  # bytes of weights. An ONNX file of 2 GB or more needs others beside it.
 
@@ -158,11 +158,26 @@ def write_safetensors(trained: Trained, file: Path) -> None:
     Args:
         trained: The network.
         file: The file. The config gets its name with ``.py``.
+
+    Raises:
+        ConfigError: There is another file of the config's name, or a checkpoint whose config it would become.
     """
     assert trained.cfg is not None
+    config, text = file.with_suffix('.py'), config_text(portable_config(trained.cfg).settings)
+    if config.exists() and config.read_bytes() != text.encode():
+        raise ConfigError(
+            f'{str(config)!r} exists, where the config of these weights is to be written. Choose another '
+            f'name for {str(file)!r}, or remove it'
+        )
+    checkpoint = file.with_suffix('.pth')
+    if checkpoint.exists() and not config.exists():
+        raise ConfigError(
+            f'{str(config)!r}, the config of these weights, would become that of {str(checkpoint)!r}, too. '
+            f'Choose another name for {str(file)!r}'
+        )
     weights = {name: tensor.detach().clone() for name, tensor in trained.model.state_dict().items()}
     write_atomically(file, save(weights, {'format': 'pt', KEY: trained.about.model_dump_json()}))
-    write_atomically(file.with_suffix('.py'), config_text(portable_config(trained.cfg).settings))
+    write_atomically(config, text)
 
 
 def import_exporter() -> Any:

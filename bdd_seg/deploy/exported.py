@@ -3,14 +3,14 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.model import BaseModel
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
@@ -21,10 +21,11 @@ from torch.export.passes import move_to_device_pass
 
 from bdd_seg.deploy.about import KEY, About, Size, parse
 from bdd_seg.errors import ConfigError, first_line
+from bdd_seg.teachers.normalise import Normalisation, renormalise
 from bdd_seg.teachers.onnx import open_session
 
 SUFFIXES = ('.onnx', '.pt2')
-"""Of the files that run without a config."""
+"""Endings of the files that run without a config."""
 
 
 class ExportedFile(nn.Module):
@@ -32,25 +33,27 @@ class ExportedFile(nn.Module):
 
     Args:
         file: A file that ``bdd-seg export`` wrote. A ``.pt2`` is a program: load only those you trust.
+        device: On which it runs, such as ``cpu``; by default a GPU if there is one.
 
     Raises:
-        ConfigError: It is missing, damaged, tells no facts, or holds pickled objects.
+        ConfigError: It is missing, damaged, tells no facts or such that do not fit, or holds pickled objects.
     """
 
-    def __init__(self, file: str | Path) -> None:
+    def __init__(self, file: str | Path, device: str | torch.device | None = None) -> None:
         super().__init__()
+        self.device = torch.device(device or get_device())
         self.file = Path(file).expanduser()
         if not self.file.is_file():
             raise ConfigError(
                 f'{str(self.file)!r} does not exist. Give a file that bdd-seg export has written'
             )
         if self.file.suffix == '.onnx':
-            self.session = open_session(self.file, str(self.file))
+            self.session = open_session(self.file, str(self.file), self.device)
             text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         elif self.file.suffix == '.pt2':
             self.session = None
-            # Its weights are on the device. As a submodule it would refuse eval().
-            text, self.program = _load_program(self.file, get_device())
+            # As a submodule it would refuse eval().
+            text, self.program = _load_program(self.file, self.device)
         else:
             raise ConfigError(f'{str(self.file)!r} is neither an .onnx nor a .pt2 file')
         self.about: About = parse(text, str(self.file))
@@ -65,7 +68,7 @@ class ExportedFile(nn.Module):
         """
         if self.session is None:
             with torch.inference_mode():
-                parts = image.to(get_device())
+                parts = image.to(self.device)
                 answers = [self.program(part) for part in (parts.split(1) if self.about.size else [parts])]
                 return torch.cat(answers).to(image.device)
         array = image.detach().cpu().contiguous().numpy()
@@ -84,11 +87,18 @@ class ExportedFile(nn.Module):
     def _check_ends(self) -> None:
         """Check that an ONNX file takes and gives what its facts say."""
         ends = [*self.session.get_inputs(), *self.session.get_outputs()]
-        ranks = [4, 3 if self.about.gives == 'labels' else 4]
-        if [len(end.shape) for end in ends] != ranks:
+        bands, channels = self.about.bands, self.about.channels
+        expected = [
+            ('n', 'h', 'w', bands) if self.about.takes == 'pixels' else ('n', bands, 'h', 'w'),
+            ('n', 'h', 'w') if self.about.gives == 'labels' else ('n', channels, 'h', 'w'),
+        ]
+        if len(ends) != 2 or not all(
+            _fits(end.shape, shape) for end, shape in zip(ends, expected, strict=True)
+        ):
             found = ', '.join(f'{end.name} {end.shape}' for end in ends)
             raise ConfigError(
-                f'{self.file}: its facts do not fit its inputs and outputs ({found}). Export it again'
+                f'{self.file}: its facts, {len(self.about.classes)} classes and images of {bands} channels, '
+                f'do not fit its inputs and outputs ({found}). Export it again'
             )
 
 
@@ -97,14 +107,15 @@ class ExportedSegmentor(EncoderDecoder):
     """An exported file as an mmseg segmentor, for prediction and evaluation.
 
     Images of another size than a file's only one are resized to it, and the logits back. Where lengths must
-    be multiples of a number, zeros are added at the right and below. Of a file that gives labels, the
+    be multiples of a number, the mean is added at the right and below. Of a file that gives labels, the
     "logits" are 1 for the class and 0 for all others.
 
     Args:
         file: A file that ``bdd-seg export`` wrote.
         test_cfg: Of mmseg; by default the file's own: sliding windows or whole images.
-        data_preprocessor: A config's. The padding of its ``test_cfg`` counts; how images are normalised, the
-            file tells.
+        data_preprocessor: A config's. Its padding counts, ``test_cfg`` and ``pad_val``; how images are
+            normalised, the file tells.
+        device: On which the file runs; by default a GPU if there is one.
 
     Raises:
         ConfigError: As for :class:`ExportedFile`.
@@ -115,12 +126,14 @@ class ExportedSegmentor(EncoderDecoder):
         file: str | Path,
         test_cfg: Mapping[str, Any] | None = None,
         data_preprocessor: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
-        exported = ExportedFile(file)
+        exported = ExportedFile(file, device)
         about = exported.about
         # Not EncoderDecoder's own: there is neither a backbone nor a head to build.
-        padding = (data_preprocessor or {}).get('test_cfg')
-        BaseModel.__init__(self, data_preprocessor={**preprocessor(about), 'test_cfg': padding})
+        settings = data_preprocessor or {}
+        padding = {key: settings[key] for key in ('test_cfg', 'pad_val') if key in settings}
+        BaseModel.__init__(self, data_preprocessor={**preprocessor(about), **padding})
         self.exported = exported
         self.about = about
         self.align_corners = about.align_corners
@@ -141,7 +154,7 @@ class ExportedSegmentor(EncoderDecoder):
         """Return the logits, resized to ``size`` if it is given.
 
         Args:
-            inputs: (N, bands, H, W); normalised, or pixels in float where the file normalises itself.
+            inputs: (N, bands, H, W), normalised.
             size: (H, W) or None for the network's own grid.
         """
         height, width = inputs.shape[2:]
@@ -161,15 +174,30 @@ class ExportedSegmentor(EncoderDecoder):
 
     def _run(self, images: Tensor) -> Tensor:
         """Return the logits of images of a size that the file takes, on its own grid."""
-        if self.about.takes == 'pixels':
-            images = images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        about = self.about
+        if about.takes == 'pixels':
+            images = _pixels(images, about.normalisation)
         try:
             output = self.exported(images)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # the runtimes' exceptions have no base of their own
             raise ConfigError(
                 f'{self.exported.file} does not run on images {tuple(images.shape)}: {first_line(error)}'
             ) from error
-        return _as_logits(output, self.about) if self.about.gives == 'labels' else output
+        if about.gives == 'labels':
+            if output.max() >= len(about.classes):
+                raise ConfigError(
+                    f'{self.exported.file} gives the label {output.max()}, and tells {len(about.classes)} '
+                    'classes. Export it again'
+                )
+            return _as_logits(output, about)
+        if output.shape[1] != about.channels:
+            raise ConfigError(
+                f'{self.exported.file} gives {output.shape[1]} logits, and tells {len(about.classes)} '
+                'classes. Export it again'
+            )
+        return output
 
     def _resized(self, logits: Tensor, size: Size) -> Tensor:
         if tuple(logits.shape[2:]) == size:
@@ -191,10 +219,23 @@ class _Head(nn.Module):
 
 def preprocessor(about: About) -> dict[str, Any]:
     """Return the settings of the ``SegDataPreProcessor`` that a file's images need."""
-    settings: dict[str, Any] = {'type': SegDataPreProcessor}
-    if about.takes == 'normalised':
-        settings |= {'mean': list(about.mean), 'std': list(about.std), 'bgr_to_rgb': about.bgr_to_rgb}
-    return settings
+    return {
+        'type': SegDataPreProcessor,
+        'mean': list(about.mean),
+        'std': list(about.std),
+        'bgr_to_rgb': about.bgr_to_rgb,
+    }
+
+
+def segmentor_for(file: str | Path, cfg: Config) -> dict[str, Any]:
+    """Return the settings of a model that stands for a config's own: a file that was made of it.
+
+    Args:
+        file: A file that ``bdd-seg export`` wrote.
+        cfg: The whole config.
+    """
+    padding = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    return {'type': 'ExportedSegmentor', 'file': str(file), 'data_preprocessor': padding}
 
 
 def inference_settings(about: About) -> dict[str, Any]:
@@ -204,14 +245,39 @@ def inference_settings(about: About) -> dict[str, Any]:
     return {'mode': 'slide', 'crop_size': about.windows.crop_size, 'stride': about.windows.stride}
 
 
+def _fits(shape: Sequence[Any], expected: Sequence[Any]) -> bool:
+    """Return whether a shape in an ONNX file can be another one. Lengths that are not fixed have names."""
+    return len(shape) == len(expected) and all(
+        own == other
+        for own, other in zip(shape, expected, strict=True)
+        if isinstance(own, int) and isinstance(other, int)
+    )
+
+
 def _as_logits(labels: Tensor, about: About) -> Tensor:
     """Return (N, C, H, W): 1 for the class and 0 for others, or ±1 for a binary network."""
     if about.threshold is not None:
         return 20.0 * labels[:, None].float() - 10.0  # its sigmoid passes any threshold
-    return F.one_hot(labels.long(), len(about.classes)).permute(0, 3, 1, 2).float()
+    count, height, width = labels.shape
+    logits = torch.zeros(count, len(about.classes), height, width, device=labels.device)
+    return logits.scatter_(1, labels[:, None].long(), 1.0)
 
 
-def _load_program(file: Path, device: str) -> tuple[str | None, Callable[[Tensor], Tensor]]:
+def _pixels(images: Tensor, normalisation: Normalisation) -> Tensor:
+    """Return normalised images (N, bands, H, W) as they were loaded, uint8 (N, H, W, bands).
+
+    mmseg and this class pad normalised images with 0, which is the mean in pixels.
+    """
+    return (
+        renormalise(images, normalisation, Normalisation())
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+    )
+
+
+def _load_program(file: Path, device: torch.device) -> tuple[str | None, Callable[[Tensor], Tensor]]:
     """Return the facts in a ``.pt2`` file, and its program on a device.
 
     Raises:
@@ -222,8 +288,8 @@ def _load_program(file: Path, device: str) -> tuple[str | None, Callable[[Tensor
         refused = _pickles_in(file)
         if not refused:
             program = torch.export.load(file, extra_files=extra)
-            if device != 'cpu':
-                program = move_to_device_pass(program, device)
+            if device.type != 'cpu':
+                program = move_to_device_pass(program, str(device))
     except Exception as error:  # of any kind, from whatever lies in the file
         raise ConfigError(
             f'{file} cannot be loaded: {first_line(error)}. If it is damaged, copy it again'

@@ -14,7 +14,7 @@ from bdd_seg.deploy.network import DeployedNetwork
 from bdd_seg.errors import first_line
 from bdd_seg.teachers.onnx import import_onnxruntime
 
-_TOLERANCE = 1e-3  # of the largest value that a layer puts out
+_LAYER_TOLERANCE = 1e-3  # of the largest value that a layer puts out
 
 
 def first_difference(
@@ -132,6 +132,6 @@ def _difference(own: Tensor, other: Tensor) -> str | None:
         return f'{tuple(other.shape)} instead of {tuple(own.shape)}'
     largest = own.abs().max().item()
     error = (own - other).abs().max().item() if own.is_floating_point() else float((own != other).any())
-    if error <= _TOLERANCE * max(largest, 1e-6):
+    if error <= _LAYER_TOLERANCE * max(largest, 1e-6):
         return None
     return f'an error of {error:.1e} at values up to {largest:.3g}, {tuple(own.shape)}'

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
@@ -18,7 +19,12 @@ from bdd_seg.deploy.about import About, about_model
 from bdd_seg.deploy.exported import SUFFIXES, ExportedSegmentor
 from bdd_seg.distill.student import plain_config
 from bdd_seg.errors import ConfigError, first_line
-from bdd_seg.runtime.upstream.checkpoints import load_and_report_mismatch, load_checkpoint, weights_of
+from bdd_seg.runtime.upstream.checkpoints import (
+    AUXILIARY,
+    load_and_report_mismatch,
+    load_checkpoint,
+    weights_of,
+)
 from bdd_seg.runtime.upstream.configs import load_config, walk
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 
@@ -28,9 +34,9 @@ class Trained:
     """A trained network, ready to predict.
 
     Attributes:
-        model: The segmentor in eval mode, on the CPU, without its teacher.
+        model: The segmentor in eval mode, on the CPU, without its teacher and its auxiliary heads.
         about: Facts about it.
-        cfg: Its config, in which the student is plain; None for an exported file.
+        cfg: Its config, in which the student is plain, like the model; None for an exported file.
         file: The file with its weights.
         meta: What a checkpoint tells besides weights: ``dataset_meta``, ``iter``, ``seed`` and others.
     """
@@ -42,7 +48,9 @@ class Trained:
     meta: Mapping[str, Any]
 
 
-def load_trained(source: str | Path, checkpoint: str | Path | None = None) -> Trained:
+def load_trained(
+    source: str | Path, checkpoint: str | Path | None = None, device: torch.device | None = None
+) -> Trained:
     """Load a network.
 
     Args:
@@ -50,13 +58,14 @@ def load_trained(source: str | Path, checkpoint: str | Path | None = None) -> Tr
             ``bdd-seg publish`` and ``export`` write it and ``bdd-seg train`` leaves it; a work dir, whose
             latest checkpoint counts; or an exported ``.onnx`` or ``.pt2``.
         checkpoint: The checkpoint of a config file.
+        device: On which an exported file runs; by default a GPU if there is one. Others are on the CPU.
 
     Raises:
         ConfigError: There is no such file, no config beside it or several, or its weights do not fit.
     """
     path = Path(source).expanduser()
     if path.suffix in SUFFIXES:
-        model = ExportedSegmentor(path).eval()
+        model = ExportedSegmentor(path, device=device).eval()
         return Trained(model, model.about, None, path, {})
     config, checkpoint = find_pair(source, checkpoint)
     return trained_of(load_config(config), checkpoint)
@@ -73,6 +82,7 @@ def trained_of(cfg: Config, checkpoint: str | Path) -> Trained:
         ConfigError: The checkpoint is missing or damaged, or its weights do not fit.
     """
     cfg = plain_config(cfg)
+    cfg.model.pop(AUXILIARY, None)
     weights, meta = read_weights(checkpoint)
     model = build_plain(cfg)
     mismatch = load_and_report_mismatch(model, weights)
@@ -110,11 +120,19 @@ def find_pair(source: str | Path, checkpoint: str | Path | None = None) -> tuple
 def config_beside(checkpoint: Path) -> Path:
     """Return the config in a checkpoint's folder: that of the same name, else the only one.
 
+    A config with the name of other weights there, as ``bdd-seg publish`` and ``export`` write it, is theirs.
+
     Raises:
         ConfigError: There is none, or several of other names.
     """
     same = checkpoint.with_suffix('.py')
-    found = [same] if same.is_file() else sorted(checkpoint.parent.glob('*.py'))
+    found = [same]
+    if not same.is_file():
+        found = [
+            path
+            for path in sorted(checkpoint.parent.glob('*.py'))
+            if not any(path.with_suffix(suffix).is_file() for suffix in ('.pth', '.safetensors'))
+        ]
     if len(found) != 1:
         listed = f'several configs beside it ({", ".join(path.name for path in found)})'
         raise ConfigError(

@@ -38,7 +38,7 @@ class Source:
 
     Attributes:
         path: Its file.
-        name: Of its outputs: a relative path without suffix.
+        name: Name of its outputs, a relative path. The suffixes of outputs follow it.
     """
 
     path: Path
@@ -54,8 +54,8 @@ def find_sources(inputs: Sequence[str], out: str | Path) -> list[Source]:
     """Find images and videos.
 
     A file is named by its path in the folder that was given, or in the last folder without wildcards of a
-    pattern. Where two names would be equal, all are paths in the folder that holds all files, with their
-    suffix where that is not enough.
+    pattern. Where two names would be equal, all are paths in the folder that holds all files; with their
+    suffix where those are equal; and all with their suffixes where that is not enough.
 
     Args:
         inputs: Files of any suffix; folders, searched with all folders in them; patterns with ``*``, ``?``,
@@ -118,6 +118,8 @@ def _names(roots: dict[Path, Path]) -> list[str]:
         whole = [file.relative_to(common).as_posix() for file in roots]
         names = [name.removesuffix(Path(name).suffix) for name in whole]
         names = [full if names.count(name) > 1 else name for full, name in zip(whole, names, strict=True)]
+        if len(set(names)) < len(names):  # a.jpg and a.png beside a.jpg.png
+            return whole
     return names
 
 
@@ -199,13 +201,14 @@ def draw_legend(entries: tuple[tuple[str, Colour], ...], width: int) -> np.ndarr
     """Return a legend (h, w, 3) uint8, blue first: patches and names in rows, on white.
 
     Args:
-        entries: Name and colour of each class.
+        entries: Name and colour of each class. A name is written on one line.
         width: The least w in pixels. A name that is wider makes it wider.
     """
     size = min(max(width // 45, 12), 28)
     font = ImageFont.truetype(_FONT, size)
     gap, row = size // 2, round(1.5 * size)
-    widths = [3 * gap + size + round(font.getlength(name)) for name, _ in entries]
+    lines = [' '.join(name.split()) for name, _ in entries]
+    widths = [3 * gap + size + round(font.getlength(line)) for line in lines]
     width = max([width, *(entry + gap for entry in widths)])
     places, x, y = [], gap, gap
     for entry in widths:
@@ -215,9 +218,9 @@ def draw_legend(entries: tuple[tuple[str, Colour], ...], width: int) -> np.ndarr
         x += entry
     picture = Image.new('RGB', (width, y + row + gap), 'white')
     draw = ImageDraw.Draw(picture)
-    for (x, y), (name, colour) in zip(places, entries, strict=True):
+    for (x, y), line, (_, colour) in zip(places, lines, entries, strict=True):
         draw.rectangle((x, y, x + size, y + size), fill=colour, outline=(90, 90, 90))
-        draw.text((x + size + gap, y + size // 2), name, fill=(20, 20, 20), font=font, anchor='lm')
+        draw.text((x + size + gap, y + size // 2), line, fill=(20, 20, 20), font=font, anchor='lm')
     return np.asarray(picture)[..., ::-1]
 
 

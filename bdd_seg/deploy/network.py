@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from bdd_seg.deploy.about import About, Size
 from bdd_seg.teachers.segmentors import run
 
-_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+"""Height and width of images must be multiples of one of these, for any network that is known."""
+
 _SHORTEST = 64  # pixels of the images with which they are tried
 
 
@@ -154,7 +156,7 @@ def find_multiple(network: DeployedNetwork) -> int | None:
     Returns:
         None if no size works, for networks that take images of one size only.
     """
-    for multiple in _MULTIPLES:
+    for multiple in MULTIPLES:
         first = _SHORTEST // multiple // 2 * 2 + 1
         lengths = [multiple * (first + 2 * step) for step in range(4)]
         try:

@@ -1,7 +1,7 @@
 """The config of a student for others: plain mmseg, one flat file, no path of this machine."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,11 @@ from mmseg import registry
 from mmseg.registry import DATASETS
 
 from bdd_seg.datasets.camvid import CamVidDataset
+from bdd_seg.deploy.about import test_pipeline
 from bdd_seg.distill.student import plain_config
 from bdd_seg.runtime.guards.data import without_checks
 from bdd_seg.runtime.guards.settings import argument, class_of
-from bdd_seg.runtime.upstream.configs import leaf_datasets, type_name, walk
+from bdd_seg.runtime.upstream.configs import type_name, walk
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -60,22 +61,21 @@ def portable_config(cfg: Config) -> Portable:
     """Return a config in which the student stands alone, flat, for plain mmseg.
 
     Teacher, losses, hooks and checks of this package are left out. Its data sets and samplers are replaced by
-    mmseg's own. Weights that the training began with are not fetched again, and absolute paths become
-    ``data/NAME``. Where a part still needs this package, the part is left out; where the model does, the
-    config imports it.
+    mmseg's own. Weights that the training began with are not fetched again. Absolute paths become
+    ``data/NAME``, different ones different names. Where a part still needs this package, the part is left
+    out; where the model does, the config imports it.
 
     Args:
         cfg: The whole config, that of a distiller or of a plain network. It stays as it is.
     """
     changes: list[str] = []
     plain = plain_config(cfg)
-    _set_test_pipeline(plain)
+    plain.test_pipeline = list(test_pipeline(plain))  # from which mmseg's inference_model takes it
     settings = {key: _as_data(plain[key]) for key in _KEPT if plain.get(key) is not None}
     _without_pretrained(settings['model'])
     for key in _LOADERS:
         if key in settings:
             settings[key]['dataset'] = _plain_dataset(settings[key]['dataset'], changes)
-    settings['test_pipeline'] = without_checks(settings.get('test_pipeline', []))
     settings = {key: _plain_types(value, changes) for key, value in settings.items()}
     own = own_types()
     for key in ('default_hooks', 'custom_hooks'):
@@ -91,7 +91,7 @@ def portable_config(cfg: Config) -> Portable:
         if not settings['custom_imports']['imports']:
             del settings['custom_imports']
     settings.setdefault('default_scope', 'mmseg')
-    settings = _relative(settings, changes)
+    settings = _relative(settings, _places(_absolute_paths(settings)), changes)
     return Portable({key: settings[key] for key in _KEPT if key in settings}, list(dict.fromkeys(changes)))
 
 
@@ -109,16 +109,6 @@ def own_types() -> set[str]:
         for name, kind in node.module_dict.items()
         if kind.__module__.split('.')[0] == 'bdd_seg'
     }
-
-
-def _set_test_pipeline(cfg: Config) -> None:
-    """Make ``test_pipeline``, from which mmseg's ``inference_model`` takes it, that of the tests."""
-    for key in ('test_dataloader', 'val_dataloader'):
-        if cfg.get(key) is not None:
-            leaf, _ = next(leaf_datasets(cfg[key]['dataset'], key))
-            if leaf.get('pipeline'):
-                cfg.test_pipeline = leaf['pipeline']
-                return
 
 
 def _as_data(value: Any) -> Any:
@@ -202,14 +192,35 @@ def _imports(settings: dict[str, Any], own: set[str]) -> dict[str, Any]:
     return {**settings['custom_imports'], 'imports': kept}
 
 
-def _relative(value: Any, changes: list[str]) -> Any:
-    """Return settings with ``data/NAME`` in place of each absolute path."""
-    if isinstance(value, dict):
-        return {key: _relative(item, changes) for key, item in value.items()}
+def _absolute_paths(value: Any) -> Iterator[str]:
+    """Yield the absolute paths in settings."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
     if isinstance(value, list | tuple):
-        return type(value)(_relative(item, changes) for item in value)
-    if isinstance(value, str) and (os.path.isabs(value) or value.startswith('~')) and len(value) > 1:
-        place = f'data/{Path(value).name}'
-        changes.append(f'{place} stands for an absolute path: put that data there')
-        return place
+        for item in value:
+            yield from _absolute_paths(item)
+    elif isinstance(value, str) and (os.path.isabs(value) or value.startswith('~')) and len(value) > 1:
+        yield value
+
+
+def _places(paths: Iterable[str]) -> dict[str, str]:
+    """Return ``data/NAME`` for each absolute path: its last parts, as few as no other path ends with."""
+    parts = {path: Path(os.path.normpath(path)).parts[1:] for path in paths}
+    places = {}
+    for path, own in parts.items():
+        others = {other for other in parts.values() if other != own}
+        count = next((n for n in range(1, len(own)) if all(own[-n:] != o[-n:] for o in others)), len(own))
+        places[path] = '/'.join(('data', *own[len(own) - count :]))
+    return places
+
+
+def _relative(value: Any, places: Mapping[str, str], changes: list[str]) -> Any:
+    """Return settings with its place for each absolute path."""
+    if isinstance(value, dict):
+        return {key: _relative(item, places, changes) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_relative(item, places, changes) for item in value)
+    if isinstance(value, str) and value in places:
+        changes.append(f'{places[value]} stands for an absolute path: put that data there')
+        return places[value]
     return value

@@ -20,6 +20,7 @@ from bdd_seg.datasets.frames import read_frames
 from bdd_seg.deploy.about import About
 from bdd_seg.deploy.load import Trained
 from bdd_seg.deploy.media import (
+    OUTPUTS,
     Source,
     VideoFile,
     add_legend,
@@ -33,9 +34,14 @@ from bdd_seg.deploy.predictor import Failed, Loaded, Prediction, Predictor, Prep
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.atomic_files import write_atomically
 
+MARK = '.bdd-seg-predictions'
+"""File that marks a folder of predictions."""
+
 _WAITING = 4  # batches of images of other sizes that may wait for more of their own
 
-_SUFFIXES = {'labels': '.png', 'overlays': '.jpg', 'probabilities': '.npz'}
+_FEW_TASKS = 2  # that hold probabilities: for 19 classes 80 MB per image of 1024×2048 pixels
+
+_OUTPUT_SUFFIXES = {'labels': '.png', 'overlays': '.jpg', 'probabilities': '.npz'}
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Wanted:
             video has no output but those of its frames.
         probabilities: float16 (C, H, W) of images and frames, as ``probabilities`` in an ``.npz``.
         frame_labels: Label maps of the frames of videos. Those of images are always written.
-        opacity: Of the colours, 0 to 1.
+        opacity: Opacity of the colours, 0 to 1.
     """
 
     overlays: bool = True
@@ -78,7 +84,7 @@ def video_file(out: Path, source: Source) -> Path:
 
 
 def _files(out: Path, name: str, kinds: dict[str, bool]) -> dict[str, Path]:
-    return {kind: out / kind / f'{name}{_SUFFIXES[kind]}' for kind, wanted in kinds.items() if wanted}
+    return {kind: out / kind / f'{name}{_OUTPUT_SUFFIXES[kind]}' for kind, wanted in kinds.items() if wanted}
 
 
 class Outcome(NamedTuple):
@@ -88,7 +94,7 @@ class Outcome(NamedTuple):
         images: Images predicted.
         videos: Videos predicted.
         frames: Their frames.
-        seconds: Taken for all, without loading the network.
+        seconds: Time taken for all, without loading the network.
         existing: Sources passed over, since their outputs are there.
         skipped: Each file that cannot be read or predicted, with the reason.
     """
@@ -141,12 +147,37 @@ def predict_all(
     return Outcome(run.images, run.videos, run.frames, seconds, len(sources) - len(todo), run.skipped)
 
 
+def claim_folder(out: Path, force: bool = False) -> None:
+    """Mark a folder as one that holds predictions, which later runs may replace.
+
+    Args:
+        out: The folder, which exists.
+        force: Whether its folders ``labels``, ``overlays`` and ``probabilities`` may hold other files.
+
+    Raises:
+        ConfigError: One of them holds files, and no earlier run has marked ``out``; or it cannot be marked.
+    """
+    mark = out / MARK
+    if mark.exists():
+        return
+    for folder in (out / name for name in OUTPUTS):
+        if not force and any(path.is_file() for path in folder.rglob('*')):
+            raise ConfigError(
+                f'{str(folder)!r} holds files that bdd-seg predict has not written, and could replace them. '
+                'Choose another folder as --out, or accept that with --force'
+            )
+    try:
+        write_atomically(mark, 'Written by bdd-seg predict, which may replace the predictions here.\n')
+    except OSError as error:
+        raise ConfigError(f'{str(mark)!r} cannot be written: {error.strerror}') from error
+
+
 class _UnusableError(Exception):
     """A video that cannot be predicted to its end, with the reason."""
 
 
 class _Run:
-    """The arguments and counts of :func:`predict_all`."""
+    """A call of :func:`predict_all`: its arguments, and the counts of what is done."""
 
     def __init__(
         self, predictor: Predictor, trained: Trained, out: Path, wanted: Wanted, batch_size: int, workers: int
@@ -162,7 +193,7 @@ class _Run:
         prepare = Preparation(self.trained, keep_picture=self.wanted.overlays)
         dataset = ImageFiles([source.path for source in sources], prepare)
         progress = Progress('images', len(sources))
-        with Writers(self.workers if sources else 0) as writers:
+        with self._writers(self.workers if sources else 0) as writers:
             for image, prediction in self._answers(dataset, self.workers, progress):
                 source = sources[image.number]
                 if isinstance(prediction, str):
@@ -190,7 +221,7 @@ class _Run:
         workers = min(self.workers, 1)  # of threads, too: frames have an order
         before = self.frames
         try:
-            with VideoFile(file, pace) as video, Writers(workers) as writers:
+            with VideoFile(file, pace) as video, self._writers(workers) as writers:
                 for image, prediction in self._answers(frames, workers, progress):
                     if isinstance(prediction, str):
                         raise _UnusableError(f'frame {image.number}: {prediction}')
@@ -224,6 +255,9 @@ class _Run:
                 answers = [str(error)] * len(batch)
             yield from zip(batch, answers, strict=True)
             progress.add(len(batch))
+
+    def _writers(self, threads: int) -> 'Writers':
+        return Writers(threads, _FEW_TASKS if self.wanted.probabilities else 8 * threads)
 
     def _skip(self, source: Source, reason: str, progress: 'Progress | None' = None) -> None:
         if progress is not None:
@@ -425,15 +459,16 @@ class Progress:
 
 
 class Writers:
-    """Threads that write files while the network runs. A few tasks may wait.
+    """Threads that write files while the network runs.
 
     Args:
         threads: 0 to do each task at once, in the thread that submits it.
+        limit: Tasks in progress or waiting, at least 1. A further one has to wait for the oldest.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, limit: int) -> None:
         self._pool = ThreadPoolExecutor(threads) if threads else None
-        self._limit = 8 * threads
+        self._limit = limit
         self._waiting: deque[Future] = deque()
 
     def submit(self, task: Callable[..., None], *arguments: Any) -> None:

@@ -11,17 +11,14 @@ from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from bdd_seg.deploy.about import About
+from bdd_seg.deploy.about import About, colour_type, test_pipeline
 from bdd_seg.deploy.load import Trained
 from bdd_seg.deploy.media import displayable
+from bdd_seg.deploy.network import MULTIPLES
 from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.runtime.guards.data import name_files, without_checks
 from bdd_seg.runtime.guards.settings import class_of
-from bdd_seg.runtime.upstream.configs import leaf_datasets
 from bdd_seg.teachers.segmentors import predicts_scores
-
-MULTIPLES = (8, 16, 32)
-"""Of these, images are padded to the first that a network takes, where it fails at their own size."""
 
 
 class Loaded(NamedTuple):
@@ -200,26 +197,21 @@ def prediction_pipeline(trained: Trained) -> list[Any]:
 
     For a network without a config: its images are loaded by mmcv, and resized as its config said.
     """
-    pipeline: Sequence[Any] | None = None
-    if trained.cfg is not None:
-        for key in ('test_dataloader', 'val_dataloader'):
-            if pipeline is None and trained.cfg.get(key) is not None:
-                settings, _ = next(leaf_datasets(trained.cfg[key]['dataset'], key))
-                pipeline = settings.get('pipeline')
-        pipeline = pipeline or trained.cfg.get('test_pipeline')
-    if not pipeline:
-        pipeline = _pipeline_of(trained.about)
+    pipeline = None if trained.cfg is None else test_pipeline(trained.cfg)
     with DefaultScope.overwrite_default_scope('mmseg'):
-        kept = [step for step in without_checks(pipeline) if not _is(step, LoadAnnotations)]
+        kept = [step for step in pipeline or _pipeline_of(trained.about) if not _is(step, LoadAnnotations)]
         return name_files(kept)
 
 
 def _pipeline_of(about: About) -> list[dict[str, Any]]:
-    colours = {3: 'color', 1: 'grayscale'}.get(about.bands, 'unchanged')
     resize = []
     if about.resize is not None:
         resize = [{'type': 'Resize', **about.resize.model_dump(exclude_none=True)}]
-    return [{'type': 'LoadImageFromFile', 'color_type': colours}, *resize, {'type': 'PackSegInputs'}]
+    return [
+        {'type': 'LoadImageFromFile', 'color_type': colour_type(about.bands)},
+        *resize,
+        {'type': 'PackSegInputs'},
+    ]
 
 
 def _from_arrays(pipeline: Sequence[Any], about: About) -> list[Any]:

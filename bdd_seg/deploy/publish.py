@@ -19,6 +19,7 @@ from bdd_seg.deploy.card import Notes, Weights, model_card
 from bdd_seg.deploy.exported import SUFFIXES
 from bdd_seg.deploy.load import build_plain, find_pair, read_weights
 from bdd_seg.deploy.portable import config_text, portable_config
+from bdd_seg.distill.student import is_distiller
 from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.runtime.upstream.atomic_files import write_atomically
 from bdd_seg.runtime.upstream.checkpoints import (
@@ -78,52 +79,69 @@ def publish(
 
     Raises:
         ConfigError: A file is missing, damaged or holds more than data, or cannot be written; the checkpoint
-            does not fit the config; or a ``README.md`` is there.
+            does not fit the config; the folder holds checkpoints of a training; or a ``README.md`` is there.
     """
     notes = notes or Notes()
     config, checkpoint = _pair(config, checkpoint)
+    out = Path(folder)
+    _check_folder(out, Path(checkpoint))
     cfg = load_config(config)
     content = _content(checkpoint)
-    model, weights = _fitted(cfg, content, str(checkpoint), str(config))
+    model, tensors = _fitted(cfg, content, checkpoint, config)
     meta = content['meta'] if isinstance(content.get('meta'), Mapping) else {}
+    weights = Weights(
+        Path(checkpoint),
+        meta,
+        averaged='ema_state_dict' in content,
+        distilled=is_distiller(cfg.model) or bool(meta.get('distilled')),
+        parameters=_parameters(model, tensors),
+    )
     about = about_model(model, cfg, meta.get('dataset_meta'))
     portable = portable_config(cfg)
-    if not _has(weights, AUXILIARY):
+    if not _has(tensors, AUXILIARY):
         portable.settings['model'].pop(AUXILIARY, None)
     text = config_text(portable.settings)
-    _check(text, weights)
-    buffer = io.BytesIO()
-    torch.save({'meta': _metadata(meta, about), 'state_dict': weights}, buffer)
-    contents = {'.pth': buffer.getvalue()}
-    stem = notes.name or re.sub(r'[^\w.+-]', '_', Path(config).stem)
-    name = f'{stem}-{hashlib.sha256(contents[".pth"]).hexdigest()[:8]}'
+    _check_config(text, tensors)
+    contents = {'.pth': _checkpoint_bytes(_metadata(weights, about), tensors)}
     if with_safetensors:
         facts = {'format': 'pt', KEY: about.model_dump_json()}
-        contents['.safetensors'] = safetensors.torch.save(weights, facts)
-    out = Path(folder)
-    files = {out / f'{name}{suffix}': content for suffix, content in contents.items()}
-    averaged = 'ema_state_dict' in content
-    card = model_card(
-        name,
-        cfg,
-        about,
-        Weights(Path(checkpoint), meta, averaged, _parameters(model, weights)),
-        {file.name: content for file, content in files.items()},
-        portable.changes,
-        notes,
-    )
-    files[out / f'{name}.py'] = text.encode()
-    files[out / 'README.md'] = card.encode()
-    _write(files, out / 'README.md', replace_card)
+        contents['.safetensors'] = safetensors.torch.save(tensors, facts)
+    stem = notes.name or re.sub(r'[^\w.+-]', '_', Path(config).stem)
+    name = f'{stem}-{hashlib.sha256(contents[".pth"]).hexdigest()[:8]}'
+    files = {f'{name}{suffix}': content for suffix, content in contents.items()}
+    card = model_card(name, cfg, about, weights, files, portable.changes, notes)
+    files |= {f'{name}.py': text.encode(), 'README.md': card.encode()}
+    _write(out, files, replace_card)
     return Published(
         weights=out / f'{name}.pth',
         config=out / f'{name}.py',
         card=out / 'README.md',
         safetensors=out / f'{name}.safetensors' if with_safetensors else None,
         bytes_before=Path(checkpoint).stat().st_size,
-        averaged=averaged,
+        averaged=weights.averaged,
         changes=portable.changes,
     )
+
+
+def _check_folder(out: Path, checkpoint: Path) -> None:
+    """Check that a published config does not come to lie beside checkpoints of a training.
+
+    Raises:
+        ConfigError: The folder is a work dir, or that of the checkpoint: their config would not be the only
+            one any more.
+    """
+    work_dir = any(next(out.glob(pattern), None) for pattern in ('iter_*.pth', 'epoch_*.pth'))
+    if work_dir or out.resolve() == checkpoint.parent.resolve():
+        raise ConfigError(
+            f'{str(out)!r} holds checkpoints of a training, whose config would not be the only one there any '
+            f'more. Choose another folder, such as {str(out / "published")!r}'
+        )
+
+
+def _checkpoint_bytes(meta: dict[str, Any], weights: dict[str, Tensor]) -> bytes:
+    file = io.BytesIO()
+    torch.save({'meta': meta, 'state_dict': weights}, file)
+    return file.getvalue()
 
 
 def _pair(config: str | Path | None, checkpoint: str | Path) -> tuple[str, str]:
@@ -178,7 +196,7 @@ def _has(weights: Mapping[str, Tensor], module: str) -> bool:
     return any(key.startswith(f'{module}.') for key in weights)
 
 
-def _check(text: str, weights: Mapping[str, Tensor]) -> None:
+def _check_config(text: str, weights: Mapping[str, Tensor]) -> None:
     """Check that the config can be read again, and that its model takes the weights.
 
     Raises:
@@ -192,11 +210,12 @@ def _check(text: str, weights: Mapping[str, Tensor]) -> None:
         ) from error
 
 
-def _metadata(meta: Mapping[str, Any], about: About) -> dict[str, Any]:
+def _metadata(weights: Weights, about: About) -> dict[str, Any]:
     """Return what the file tells besides weights, as plain data that mmseg's ``init_model`` reads."""
     kept = ('iter', 'epoch', 'seed', 'mmengine_version')
     return {
-        **{key: meta[key] for key in kept if meta.get(key) is not None},
+        **{key: weights.meta[key] for key in kept if weights.meta.get(key) is not None},
+        'distilled': weights.distilled,
         'dataset_meta': {
             'classes': list(about.classes),
             'palette': [list(colour) for colour in about.palette],
@@ -212,15 +231,16 @@ def _parameters(model: BaseSegmentor, weights: Mapping[str, Tensor]) -> tuple[in
     return sum(counts.values()) - training, training
 
 
-def _write(files: Mapping[Path, bytes], card: Path, replace_card: bool) -> None:
+def _write(folder: Path, files: Mapping[str, bytes], replace_card: bool) -> None:
     """Write all files, the card last.
 
     Raises:
         ConfigError: One cannot be written, or another card is there.
     """
-    if card.exists() and not replace_card and card.read_bytes() != files[card]:
+    card = folder / 'README.md'
+    if card.exists() and not replace_card and card.read_bytes() != files[card.name]:
         raise ConfigError(f'{str(card)!r} exists. Choose another folder, or replace it with --force')
-    for file, content in files.items():
+    for file, content in ((folder / name, content) for name, content in files.items()):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, content)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
+from bdd_seg.runtime.json_lines import read_json_lines
 from bdd_seg.study.results import Scores
 
 
@@ -38,11 +39,7 @@ def read_scores(work_dir: Path) -> Scores:
 def read_scalars(work_dir: Path) -> Iterator[dict[str, Any]]:
     """Yield all that a training logged as scalars, validations included, over all its sessions."""
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:  # being written, or cut short by a kill
-                continue
+        yield from read_json_lines(path)
 
 
 def read_log(work_dir: Path) -> Iterator[dict[str, Any]]:

@@ -316,12 +316,13 @@ class OnnxGraph(nn.Module):
         }
 
 
-def open_session(file: Path, owner: str) -> Any:
-    """Return a session of onnxruntime: on the GPU where torch is and onnxruntime can, else on the CPU.
+def open_session(file: Path, owner: str, device: torch.device | None = None) -> Any:
+    """Return a session of onnxruntime: on the GPU where onnxruntime can, else on the CPU.
 
     Args:
         file: An ONNX file.
         owner: The beginning of messages.
+        device: On which it shall run; by default torch's.
 
     Raises:
         ConfigError: onnxruntime is missing or too old, or the file is damaged, wants operators that
@@ -332,8 +333,10 @@ def open_session(file: Path, owner: str) -> Any:
     options.log_severity_level = 4  # what goes wrong is raised, too
     options.intra_op_num_threads = torch.get_num_threads()
     providers: list[Any] = [_CPU]
-    if get_device() == 'cuda' and _CUDA in runtime.get_available_providers():
-        providers.insert(0, (_CUDA, {'device_id': torch.cuda.current_device()}))
+    device = device or torch.device(get_device())
+    if device.type == 'cuda' and _CUDA in runtime.get_available_providers():
+        number = torch.cuda.current_device() if device.index is None else device.index
+        providers.insert(0, (_CUDA, {'device_id': number}))
     try:
         session = runtime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
@@ -341,7 +344,7 @@ def open_session(file: Path, owner: str) -> Any:
             f'{owner}: it cannot be loaded: {first_line(error)}. If it is damaged, copy it again, with the '
             'files beside it; export it with standard operators only'
         ) from error
-    if get_device() == 'cuda' and _CUDA not in session.get_providers():
+    if device.type == 'cuda' and _CUDA not in session.get_providers():
         print_log(
             f'{owner} runs on the CPU: this onnxruntime cannot use the GPU. Install onnxruntime-gpu in its '
             'place',

@@ -93,6 +93,42 @@ def test_weights_with_their_plain_config(student, tmp_path, monkeypatch, capsys)
     assert 'teacher' not in text and 'SegDistiller' not in text and str(tmp_path) not in text
 
 
+def test_files_that_are_not_replaced(student, tmp_path, monkeypatch):
+    """The user's config of the same name, and the checkpoint itself."""
+    config = tmp_path / 'x.py'
+    config.write_text(f'# mine\n_base_ = {str(student[0])!r}')
+    said = complaint(monkeypatch, TOOL, config, student[1], tmp_path / 'x.safetensors')
+    assert "x.py' exists" in said and config.read_text().startswith('# mine')
+    assert [path.name for path in tmp_path.iterdir()] == ['x.py']
+    run(monkeypatch, export, config, student[1], tmp_path / 'y.safetensors')
+    run(monkeypatch, export, config, student[1], tmp_path / 'y.safetensors')  # the same once more
+    weights = (tmp_path / 'y.safetensors').read_bytes()
+    for source in ((tmp_path / 'y.safetensors',), (student[0], tmp_path / 'y.safetensors')):
+        said = complaint(monkeypatch, TOOL, *source, tmp_path / 'y.safetensors')
+        assert 'is the checkpoint itself' in said
+    assert (tmp_path / 'y.safetensors').read_bytes() == weights
+    (tmp_path / 'iter_6.pth').touch()
+    said = complaint(monkeypatch, TOOL, *student, tmp_path / 'iter_6.safetensors')
+    assert 'would become that of' in said and not (tmp_path / 'iter_6.safetensors').exists()
+    said = complaint(monkeypatch, TOOL, student[0], tmp_path / 'no.pth', tmp_path / 'y.safetensors')
+    assert "no.pth' does not exist" in said
+
+
+def test_what_a_file_lacks_is_said(student, tmp_path, monkeypatch, capsys):
+    config = tmp_path / 'clahe.py'
+    config.write_text(Path(student[0]).read_text())
+    cfg = Config.fromfile(config)
+    cfg.test_dataloader.dataset.pipeline.insert(1, {'type': 'CLAHE'})
+    config.write_text('\n'.join(f'{key} = {value!r}' for key, value in cfg.to_dict().items()))
+    out = tmp_path / 'x.onnx'
+    (tmp_path / 'x.int8.onnx').touch()
+    run(monkeypatch, export, config, student[1], out, '--shape', 32, 48, '--num-images', 1)
+    printed = capsys.readouterr().out
+    assert '  lacks     CLAHE of the test pipeline: evaluate it with --config' in printed
+    assert printed.splitlines()[-1] == f'{tmp_path / "x.int8.onnx"} is of an earlier export'
+    assert ExportedFile(out).about.prepared_by == ('CLAHE',)
+
+
 def without_images(student, folder) -> Path:
     """The student's config, whose validation images are elsewhere."""
     config = folder / 'elsewhere.py'
@@ -109,7 +145,7 @@ def test_images_of_ones_own(student, tmp_path, monkeypatch, capsys):
     Image.fromarray(pixels).save(tmp_path / 'images/a.png')
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, export, config, student[1], 'x.pt2', '--images', 'images', '--shape', 32, 48)
-    assert 'compared  1 images 32×48' in capsys.readouterr().out
+    assert 'compared  1 image 32×48' in capsys.readouterr().out
     said = complaint(monkeypatch, TOOL, config, student[1], tmp_path / 'y.pt2')
     assert 'validation images are not on this machine' in said and 'give some: --images FOLDER' in said
     (tmp_path / 'images/b.png').write_text('no image')

@@ -12,8 +12,10 @@ import torch
 from helpers import ROOT, build, complaint
 from mmengine.config import Config
 from PIL import Image
+from small_network import ABOUT, onnx_file
 
 from bdd_seg.cli import predict
+from bdd_seg.deploy.predict import MARK
 
 TOOL = ROOT / 'bdd_seg/cli/predict.py'
 
@@ -84,7 +86,35 @@ def test_images_and_a_video_at_once(command, trained, scenes, tmp_path):
     assert '1 image and 1 video with 2 frames in' in printed
     found = sorted(str(file.relative_to(out)) for file in out.rglob('*') if file.is_file())
     frames = [f'labels/v/{number:08d}.png' for number in range(2)]
-    assert found == ['labels/one.png', *frames, 'overlays/one.jpg', 'overlays/v.mp4']
+    assert found == [MARK, 'labels/one.png', *frames, 'overlays/one.jpg', 'overlays/v.mp4']
+
+
+def test_files_of_others_are_kept(trained, scenes, tmp_path, command, monkeypatch):
+    """A data set has labels of its own, under the same names as predictions would."""
+    (tmp_path / 'images').mkdir()
+    shutil.copy(next((scenes / 'leftImg8bit/val').rglob('*.png')), tmp_path / 'images/a.png')
+    truth = tmp_path / 'labels/a.png'
+    truth.parent.mkdir()
+    Image.new('L', (96, 48), 7).save(truth)
+    before = truth.read_bytes()
+    words = [trained, tmp_path / 'images', '--out', tmp_path, '--workers', 0, '--no-overlay']
+    for further in ([], ['--skip-existing']):
+        said = complaint(monkeypatch, TOOL, *words, *further)
+        assert f'{str(truth.parent)!r} holds files that bdd-seg predict has not written' in said
+    assert truth.read_bytes() == before and not (tmp_path / MARK).exists()
+    command(*words, '--force')
+    assert truth.read_bytes() != before
+    truth.write_bytes(b'old')
+    command(*words)  # it is a folder of predictions by now
+    assert truth.read_bytes() != b'old'
+
+
+def test_a_file_names_the_preparation_that_it_does_not_hold(command, scenes, tmp_path):
+    image = next((scenes / 'leftImg8bit/val').rglob('*.png'))
+    for transforms, line in ((), ''), (('CLAHE', 'Rerange'), 'expects images prepared by CLAHE, Rerange'):
+        file = onnx_file(tmp_path / 'x.onnx', ABOUT.model_copy(update={'prepared_by': transforms}))
+        said = command(file, image, '--out', tmp_path / 'out', '--workers', 0, '--device', 'cpu').err
+        assert line in said and bool(said) == bool(line)
 
 
 class _Hostile:
@@ -137,4 +167,4 @@ def test_mistakes_end_in_one_line(words, message, trained, tiny_configs, scenes,
     out = [] if '--out' in words else ['--out', tmp_path / 'out']
     assert message in complaint(monkeypatch, TOOL, *words, *out, '--workers', 0)
     assert not Path('/tmp/bdd_seg_was_here').exists()
-    assert not [path for path in tmp_path.glob('out/**/*') if path.is_file()]
+    assert not [path for path in tmp_path.glob('out/**/*') if path.is_file() and path.name != MARK]

@@ -55,6 +55,12 @@ class _Hostile:
         (['{work}/iter_6.pth', '{out}', '--config', '{teacher}'], 'does not fit the model of'),
         (['{hostile}', '{out}', '--config', '{work}/distilled.py'], 'holds more than weights and is refused'),
         (['{work}', '{lonely}'], 'is a file, not a folder'),
+        (['{work}', '{work}'], 'holds checkpoints of a training'),
+        (['{lonely}', '{work}', '--config', '{work}/distilled.py'], 'holds checkpoints of a training'),
+        (
+            ['{lonely}', '{empty}/../lonely', '--config', '{work}/distilled.py'],
+            'Choose another folder, such as',
+        ),
         (['{work}', '{out}', '--name', '../x'], "--name '../x' must be letters"),
     ],
 )
@@ -73,3 +79,4 @@ def test_mistakes_end_in_one_line(words, message, work, tiny_configs, tmp_path, 
     torch.save({'state_dict': _Hostile()}, places['hostile'])
     assert message in complaint(monkeypatch, TOOL, *(word.format(**places) for word in words))
     assert not [*tmp_path.glob('out/*')]
+    assert sorted(file.name for file in work.iterdir()) == ['distilled.py', 'iter_6.pth']

@@ -39,6 +39,61 @@ def test_names_and_colours_of_the_data_set_or_made_up():
     assert about.classes[199] == 'class 199' and len(about.palette) == 200
 
 
+def test_names_are_those_of_the_source_that_has_as_many():
+    """A checkpoint's own, else the data set's."""
+    about = about_model(build(classes=11), config(), {'classes': ('a', 'b'), 'palette': [[1, 2, 3]] * 2})
+    assert about.classes[:2] == ('sky', 'building') and about.palette[0] != (1, 2, 3)
+    about = about_model(build(), config(), {'classes': CLASSES})
+    assert about.classes == CLASSES and len(about.palette) == 3
+
+
+def pipeline(*steps) -> Config:
+    dataset = {'type': 'CamVidDataset', 'pipeline': [{'type': 'LoadImageFromFile'}, *steps]}
+    return config(test_dataloader={'dataset': {'type': 'RepeatDataset', 'times': 1, 'dataset': dataset}})
+
+
+@pytest.mark.parametrize(
+    'steps, resize, others',
+    [
+        ([], None, ()),
+        ([{'type': 'Resize', 'scale': 512}], Resize(scale=(512, 512)), ()),
+        (
+            [{'type': 'Resize', 'scale_factor': 0.5}, {'type': 'LoadAnnotations'}],
+            Resize(scale_factor=0.5),
+            (),
+        ),
+        (
+            [{'type': 'Resize', 'scale': (9_999_999, 512), 'keep_ratio': True}],
+            Resize(scale=(9_999_999, 512), keep_ratio=True),
+            (),
+        ),
+        ([{'type': 'ResizeShortestEdge', 'scale': 512, 'max_size': 2048}], None, ('ResizeShortestEdge',)),
+        (
+            [{'type': 'mmseg.CLAHE'}, {'type': 'Resize', 'scale': (8, 4), 'interpolation': 'nearest'}],
+            Resize(scale=(8, 4)),
+            ('CLAHE', 'Resize(interpolation=nearest)'),
+        ),
+        ([{'type': 'Resize', 'scale': (8, 4)}] * 2, Resize(scale=(8, 4)), ('Resize',)),
+        (
+            [{'type': 'LoadImageFromFile', 'color_type': 'gray'}],
+            None,
+            ('LoadImageFromFile(color_type=gray)',),
+        ),
+    ],
+)
+def test_preparation_of_images(steps, resize, others):
+    about = about_model(build(), pipeline(*steps, {'type': 'PackSegInputs'}))
+    assert about.resize == resize and about.prepared_by == others
+    assert parse(about.model_dump_json(), 'x') == about
+
+
+@pytest.mark.parametrize('scale', [(float('inf'), 512), (10**6, 512), 0])
+def test_a_resize_without_bounds(scale):
+    with pytest.raises(ConfigError, match="the config cannot be described in a file: 'resize") as raised:
+        about_model(build(), pipeline({'type': 'Resize', 'scale': scale}))
+    assert '\n' not in str(raised.value)
+
+
 def test_a_binary_network_has_two_classes_and_one_channel():
     model = settings(classes=2)
     model['decode_head'].update(out_channels=1, threshold=0.3)
@@ -69,6 +124,14 @@ def test_what_is_written_is_read():
         ({'takes': 'tensors'}, "'takes'"),
         ({'multiple': 0}, "'multiple'"),
         ({'size': [-1, 5]}, "'size.0'"),
+        ({'size': [5, 10**6]}, "'size.1'"),
+        ({'multiple': 10**6}, "'multiple'"),
+        ({'resize': {'scale_factor': 1e6}}, "'resize.scale_factor"),
+        ({'windows': {'crop_size': [8, 8], 'stride': [0, 8]}}, "'windows.stride.0'"),
+        ({'mean': [float('nan')] * 3}, "'mean.0'"),
+        ({'std': [float('inf')] * 3}, "'std.0'"),
+        ({'classes': ['a', 'b\nc', 'd']}, "'classes.1'"),
+        ({'threshold': 0.5}, 'a threshold is for 2 classes'),
     ],
 )
 def test_damaged_facts_are_named(change, place):

@@ -8,11 +8,18 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from mmengine.config import Config
 from mmseg.structures import SegDataSample
 from small_network import ABOUT, images, onnx_file
 
 from bdd_seg.deploy.about import Windows
-from bdd_seg.deploy.exported import ExportedFile, ExportedSegmentor, inference_settings, preprocessor
+from bdd_seg.deploy.exported import (
+    ExportedFile,
+    ExportedSegmentor,
+    inference_settings,
+    preprocessor,
+    segmentor_for,
+)
 from bdd_seg.errors import ConfigError
 
 
@@ -64,7 +71,9 @@ def test_settings_of_mmseg():
     assert inference_settings(ABOUT) == {'mode': 'whole'}
     windows = ABOUT.model_copy(update={'windows': Windows(crop_size=(8, 8), stride=(4, 4))})
     assert inference_settings(windows) == {'mode': 'slide', 'crop_size': (8, 8), 'stride': (4, 4)}
-    assert 'mean' not in preprocessor(ABOUT.model_copy(update={'takes': 'pixels'}))
+    assert preprocessor(ABOUT)['mean'] == [100.0, 110.0, 120.0] and preprocessor(ABOUT)['bgr_to_rgb']
+    cfg = Config({'model': {'type': 'EncoderDecoder'}, 'data_preprocessor': {'size': (8, 8)}})
+    assert segmentor_for('x.onnx', cfg)['data_preprocessor'] == {'size': (8, 8)}
 
 
 def labels_file(path, about):
@@ -94,8 +103,33 @@ def test_labels_of_a_binary_network_pass_its_threshold(tmp_path):
     about = ABOUT.model_copy(update={**facts, 'classes': ('no', 'yes'), 'palette': ABOUT.palette[:2]})
     model = ExportedSegmentor(labels_file(tmp_path / 'x.onnx', about))
     image = torch.randint(0, 2, (3, 6, 8), dtype=torch.uint8)
-    (result,) = model.predict(image[None].float())
+    (result,) = model.predict(model.data_preprocessor({'inputs': [image]})['inputs'])
     assert torch.equal(result.pred_sem_seg.data[0], image[0].long())
+
+
+def test_pixels_are_padded_with_the_mean(tmp_path):
+    """Those of the config's padding as those up to a multiple; blue first, as the file takes them."""
+    names = {'classes': [str(number) for number in range(200)], 'palette': ABOUT.palette[:1] * 200}
+    about = ABOUT.model_copy(update={'takes': 'pixels', 'gives': 'labels', 'multiple': 4, **names})
+    padding = {'test_cfg': {'size': (8, 12)}}
+    model = ExportedSegmentor(labels_file(tmp_path / 'x.onnx', about), data_preprocessor=padding)
+    seen = []
+    model.exported.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = torch.randint(0, 3, (3, 8, 12), dtype=torch.uint8)
+    data = {'inputs': [image[:, :6, :10]], 'data_samples': [SegDataSample()]}
+    batch = model.data_preprocessor(data)['inputs']
+    model.encode_decode(batch)
+    model.encode_decode(batch[:, :, :6, :10])
+    for pixels in seen:
+        assert torch.equal(pixels[0, :6, :10], image[:, :6, :10].permute(1, 2, 0))
+        assert pixels.shape == (1, 8, 12, 3) and pixels[0, 7, 11].tolist() == [120, 110, 100]
+
+
+def test_labels_beyond_the_classes(tmp_path):
+    about = ABOUT.model_copy(update={'takes': 'pixels', 'gives': 'labels'})
+    model = ExportedSegmentor(labels_file(tmp_path / 'x.onnx', about))
+    with pytest.raises(ConfigError, match='the label 9, and tells 3 classes'):
+        model(model.data_preprocessor({'inputs': [torch.full((3, 6, 8), 9, dtype=torch.uint8)]})['inputs'])
 
 
 def program(path, about=ABOUT, extra=()):
@@ -174,8 +208,33 @@ def test_facts_that_are_absent_damaged_or_of_another_file(tmp_path):
     with pytest.raises(ConfigError, match='damaged'):
         ExportedFile(onnx_file(tmp_path / 'x.onnx', '{'))
     labels = ABOUT.model_copy(update={'gives': 'labels'})
-    with pytest.raises(ConfigError, match='do not fit its inputs and outputs'):
-        ExportedFile(onnx_file(tmp_path / 'x.onnx', labels))
+    more = {'classes': ('a', 'b', 'c', 'd'), 'palette': ABOUT.palette[:1] * 4}
+    bands = ABOUT.model_copy(update={'bands': 4, 'mean': (0.0,), 'std': (1.0,)})
+    for about in (labels, ABOUT.model_copy(update=more), bands):
+        with pytest.raises(ConfigError, match='its facts, . classes.* do not fit its inputs and outputs'):
+            ExportedFile(onnx_file(tmp_path / 'x.onnx', about))
+    program(tmp_path / 'x.pt2', ABOUT.model_copy(update={**more, 'size': (8, 12)}))
+    with pytest.raises(ConfigError, match='gives 3 logits, and tells 4 classes'):
+        ExportedSegmentor(tmp_path / 'x.pt2')(torch.zeros(1, 3, 8, 12))
+
+
+def test_devices(tmp_path):
+    program(tmp_path / 'x.pt2', ABOUT.model_copy(update={'size': (8, 12)}))
+    model = ExportedSegmentor(tmp_path / 'x.pt2', device='meta')
+    assert model(torch.zeros(1, 3, 8, 12, device='meta')).device.type == 'meta'
+    assert (
+        ExportedSegmentor(onnx_file(tmp_path / 'x.onnx', ABOUT), device='cpu').exported.device.type == 'cpu'
+    )
+
+
+def test_too_little_memory_is_no_fault_of_the_file(tmp_path):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    model = ExportedSegmentor(onnx_file(tmp_path / 'x.onnx', ABOUT))
+    model.exported.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        model(torch.zeros(1, 3, 8, 8))
 
 
 def test_images_that_a_file_does_not_take(tmp_path):

@@ -41,6 +41,25 @@ def test_each_form_gives_the_same_network(published, tiny_configs):
     assert load_trained(work_dir).meta == {'iter': 6}
 
 
+def test_other_weights_in_a_work_dir_keep_their_config(published, tiny_configs):
+    """As exported or published ones have it beside them."""
+    model, folder = published
+    for name in ('iter_6.pth', 'small.pth', 'other.safetensors'):
+        shutil.copy(folder / 'student.pth', folder / name)
+    for name in ('training.py', 'small.py', 'other.py'):
+        shutil.copy(tiny_configs['student'], folder / name)
+    assert find_pair(folder) == (str(folder / 'training.py'), str(folder / 'iter_6.pth'))
+    assert find_pair(folder / 'small.pth')[0] == str(folder / 'small.py')
+
+
+def test_heads_of_the_training_are_left_out(published, tiny_configs):
+    _, folder = published
+    trained = load_trained(tiny_configs['student'], folder / 'student.pth')
+    assert not any(name.startswith('auxiliary_head') for name in trained.model.state_dict())
+    assert 'auxiliary_head' not in trained.cfg.model
+    assert 'auxiliary_head' in Config.fromfile(tiny_configs['student']).model
+
+
 def test_a_distillers_network_is_its_student(tiny_configs, published):
     model, folder = published
     trained = load_trained(tiny_configs['distilled'], folder / 'student.pth')

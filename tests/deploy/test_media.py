@@ -65,6 +65,12 @@ def test_names_that_would_be_equal_are_told_apart(tree):
     assert names(['a/x.jpg', 'b/x.jpg'], tree) == ['a/x', 'b/x']
     assert names(['c'], tree) == ['x.bmp', 'x.jpg']
     assert names(['a', 'c', 'a/x.jpg'], tree) == ['a/deep/x', 'a/x', 'c/x.bmp', 'c/x.jpg']
+    (tree / 'c/x.jpg.png').touch()
+    assert names(['c'], tree) == [
+        'x.bmp',
+        'x.jpg',
+        'x.jpg.png',
+    ]  # else the last would be x.jpg
 
 
 def test_earlier_outputs_are_no_inputs(tree):
@@ -138,6 +144,8 @@ def test_a_legend_shows_each_class_and_never_cuts_a_name():
     for _, (red, green, blue) in entries:
         assert (legend == [blue, green, red]).all(-1).sum() > 50
     assert add_legend(image, entries[:1]).shape[1] >= 60
+    two_lines = draw_legend((('road\nand  rail', (255, 0, 0)),), 60)
+    assert np.array_equal(two_lines, draw_legend((('road and rail', (255, 0, 0)),), 60))
 
 
 def test_a_legend_laid_over_a_frame_keeps_its_size():

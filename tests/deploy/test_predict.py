@@ -3,6 +3,7 @@
 import copy
 import sys
 from pathlib import Path
+from threading import Event, Thread
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 import bdd_seg.cli.test
+import bdd_seg.deploy.predict as predict_module
 from bdd_seg.deploy.about import About, Resize, about_model
 from bdd_seg.deploy.load import Trained
 from bdd_seg.deploy.media import Source, find_sources
@@ -367,8 +369,39 @@ def test_an_exception_of_a_writer_is_raised():
     def fail() -> None:
         raise ConfigError('disk full')
 
-    with pytest.raises(ConfigError, match='disk full'), Writers(1) as writers:
+    with pytest.raises(ConfigError, match='disk full'), Writers(1, 8) as writers:
         writers.submit(fail)
+
+
+def test_no_more_tasks_wait_than_the_limit():
+    with Writers(1, 2) as writers:
+        held, go_on = [], Event()
+        writers.submit(go_on.wait)
+        writers.submit(held.append, 1)
+        third = Thread(target=writers.submit, args=(held.append, 2))
+        third.start()
+        third.join(0.05)
+        assert third.is_alive() and not held  # it waits for the first
+        go_on.set()
+        third.join(10)
+        assert not third.is_alive()
+    assert held == [1, 2]
+
+
+def test_few_probabilities_are_held_at_once(student, images, tmp_path, monkeypatch):
+    limits = []
+
+    class Counted(Writers):
+        def __init__(self, threads, limit):
+            limits.append((threads, limit))
+            super().__init__(threads, limit)
+
+    monkeypatch.setattr(predict_module, 'Writers', Counted)
+    image = next(images.rglob('*.png'))
+    for probabilities in (False, True):
+        wanted = Wanted(overlays=False, probabilities=probabilities)
+        predicted(student, [image], tmp_path / str(probabilities), wanted)
+    assert limits == [(0, 0), (0, 2)]
 
 
 def test_a_file_that_cannot_be_written_ends_it(student, images, tmp_path):

@@ -1,5 +1,6 @@
 """Publishing a checkpoint: half of it, a plain config, and a card that invents nothing."""
 
+import copy
 import hashlib
 import json
 import subprocess
@@ -14,6 +15,7 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 
 from bdd_seg.deploy.card import Notes, code, escape
+from bdd_seg.deploy.evaluations import find_evaluations
 from bdd_seg.deploy.load import load_trained
 from bdd_seg.deploy.portable import config_text, portable_config
 from bdd_seg.deploy.publish import Published, publish
@@ -48,13 +50,18 @@ def run(tiny_configs, model, tmp_path_factory) -> Path:
     )
     (session / 'vis_data/scalars.json').write_text('\n'.join(map(json.dumps, records)) + '\n{"mIoU": 99.')
     for name, tested, miou in (
+        ('20241231_000000', 'iter_6.pth', 99.0),  # of a checkpoint that this one has replaced
         ('20250102_000000', 'iter_6.pth', 13.5),
         ('20250103_000000', 'iter_3.pth', 99.0),
+        ('20250104_000000', 'iter_6.pth', 99.0),  # with test-time augmentation
     ):
         (folder / name / 'vis_data').mkdir(parents=True)
         (folder / name / f'{name}.json').write_text(json.dumps({'mIoU': miou}))
         cfg.load_from = f'/elsewhere/{folder.name}/{tested}'
-        cfg.dump(folder / name / 'vis_data/config.py')
+        tested_cfg = copy.deepcopy(cfg)
+        if name == '20250104_000000':
+            tested_cfg.model = dict(type='SegTTAModel', module=cfg.model)
+        tested_cfg.dump(folder / name / 'vis_data/config.py')
     weights = model.state_dict()
     whole = torch.zeros(3, *weights['decode_head.conv_seg.bias'].shape)  # of which one row would be a part
     whole[0] = weights['decode_head.conv_seg.bias']
@@ -66,6 +73,7 @@ def run(tiny_configs, model, tmp_path_factory) -> Path:
                 'epoch': 0,
                 'seed': 41,
                 'cfg': f'work_dir={str(folder)!r}',
+                'time': '20250101_120000',
                 'mmengine_version': '0.10.12',
             },
             'dataset_meta': {'classes': NAMES, 'palette': [[number] * 3 for number in range(19)]},
@@ -103,7 +111,7 @@ def test_the_file_holds_weights_and_metadata_alone(published, model):
     assert bias.untyped_storage().nbytes() == bias.nbytes  # not all of the tensor that it was a part of
     assert content['meta']['dataset_meta']['classes'] == list(NAMES)
     assert content['meta']['normalisation']['mean'] == pytest.approx([123.675, 116.28, 103.53])
-    assert (content['meta']['iter'], content['meta']['seed']) == (6, 41)
+    assert (content['meta']['iter'], content['meta']['seed'], content['meta']['distilled']) == (6, 41, True)
     assert published.weights.stat().st_size < 0.5 * published.bytes_before and published.averaged
 
 
@@ -241,7 +249,31 @@ def test_a_student_alone_of_which_nothing_is_known(tiny_configs, model, tmp_path
         'Versions of the training are unknown',
     ):
         assert text in card, text
-    assert 'model-index' not in card
+    assert 'model-index' not in card and 'Trained without a teacher.' in card
+    assert torch.load(published.weights, weights_only=True)['meta']['distilled'] is False
+
+
+def test_evaluations_of_a_replaced_checkpoint_do_not_count(run):
+    cfg = Config.fromfile(run / 'distilled.py')
+
+    def miou_of(saved):
+        found = find_evaluations(run / 'iter_6.pth', {'iter': 6, 'time': saved}, cfg)
+        return {one.source.split()[0]: one.scores['mIoU'] for one in found}
+
+    assert miou_of('20241230_000000') == {'test': 13.5}  # the training on record began later
+    assert miou_of('20250101_120000') == {'validation': 12.34, 'test': 13.5}
+    assert miou_of('20250102_120000') == {'validation': 12.34}
+    found = find_evaluations(run / 'iter_6.pth', {'iter': 6}, cfg)  # saved when the file was written: now
+    assert [one.scores['mIoU'] for one in found] == [12.34]
+
+
+def test_a_student_published_again_stays_distilled(published, tmp_path):
+    again = publish(published.weights, tmp_path / 'again')
+    assert torch.load(again.weights, weights_only=True)['meta']['distilled'] is True
+    card = again.card.read_text()
+    assert 'parameters. Distilled.' in card and 'Trained without a teacher' not in card
+    assert 'Unknown: the weights are those of a distilled student' in card
+    assert 'knowledge-distillation' in card and 'of the teacher and of weights' in card
 
 
 def test_another_card_is_kept(run, published, tmp_path):
@@ -310,3 +342,22 @@ def test_parts_of_this_package_are_replaced_or_left_out(tmp_path):
     assert 'val_dataloader' not in settings and 'val_cfg' not in settings
     assert any('need bdd_seg (UnlabelledImages)' in change for change in changes)
     assert any('images without labels' in change for change in changes)
+
+
+def test_different_folders_stay_different(tmp_path):
+    file = tmp_path / 'paths.py'
+    loaders = [
+        f"{part}_dataloader = dict(dataset=dict(type='BaseSegDataset', data_root='{root}', "
+        f"data_prefix=dict(img_path='/x/{part}/images', seg_map_path='/x/{part}/labels/'), pipeline=[]))"
+        for part, root in (('train', '/x'), ('val', '/x/'), ('test', '/y/deep'))
+    ]
+    file.write_text('\n'.join(["model = dict(type='EncoderDecoder')", *loaders]))
+    settings, changes = portable_config(Config.fromfile(file))
+    found = {part: settings[f'{part}_dataloader']['dataset'] for part in ('train', 'val', 'test')}
+    for part, dataset in found.items():
+        assert dataset['data_prefix'] == {
+            'img_path': f'data/{part}/images',
+            'seg_map_path': f'data/{part}/labels',
+        }
+    assert [dataset['data_root'] for dataset in found.values()] == ['data/x', 'data/x', 'data/deep']
+    assert sum('stands for an absolute path' in change for change in changes) == 8
