@@ -19,8 +19,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('first', metavar='A')
-    parser.add_argument('second', metavar='B', help="the network whose gain over A's is shown")
+    parser.add_argument('first', metavar='A', help='a work dir, a checkpoint in one, or an exported file')
+    parser.add_argument('second', metavar='B', help='another one, whose gain over A is shown')
     add_evaluation_arguments(parser)
     return parser.parse_args()
 
@@ -42,7 +42,11 @@ def main() -> None:
     )
     report = collect(sources, options)
     networks = {network.source: network for network in report.networks}
-    print_comparison(report, networks[sources[0]], networks[sources[1]])
+    first, second = (networks[source] for source in sources)
+    for network in (first, second):
+        if network.evaluation is None:
+            raise ConfigError(f'{network.source}: {network.note}')
+    print_comparison(report, first, second)
 
 
 def _source(path: str, checkpoint: str | None) -> str:

@@ -26,7 +26,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('runs', nargs='+', metavar='RUN', help='what to report on')
+    parser.add_argument(
+        'runs', nargs='+', metavar='RUN', help='a work dir, a study folder, a checkpoint, or an exported file'
+    )
     parser.add_argument(
         '--out', type=Path, default=Path('report.html'), help='the page (default: report.html)'
     )
@@ -81,6 +83,10 @@ def main() -> None:
     if args.out.is_dir() or not args.out.parent.is_dir():
         where = 'is a folder' if args.out.is_dir() else 'is in a folder that does not exist'
         raise ConfigError(f'--out {str(args.out)!r} {where}. Give a file, such as report.html')
+    if args.out.suffix.lower() not in ('.html', '.htm'):
+        raise ConfigError(f'--out {str(args.out)!r} is no .html file. Give one, such as report.html')
+    if args.out.resolve() in [Path(run).expanduser().resolve() for run in args.runs]:
+        raise ConfigError(f'--out {str(args.out)!r} is one of the networks. Give another file')
     check_packages()  # rather now than after the evaluation
     options = Options(
         pictures=args.images,

@@ -1,39 +1,28 @@
-"""Collect a report: evaluate networks, measure their cost, read their logs, choose pictures."""
+"""Collect a report: find networks and images, measure, choose pictures."""
 
 import copy
-import json
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 
 from bdd_seg.distill.settings import checked_teacher
+from bdd_seg.distill.student import is_distiller
 from bdd_seg.errors import ConfigError
 from bdd_seg.report.data import Network, Report
-from bdd_seg.report.evaluate import Tally, evaluate, place
 from bdd_seg.report.gallery import pictures
 from bdd_seg.report.images import ValidationSet, check_same_images
-from bdd_seg.report.runs import (
-    Run,
-    config_text,
-    find_runs,
-    read_curves,
-    seeds_of,
-    teacher_checkpoint,
-)
+from bdd_seg.report.networks import image_size, measure
+from bdd_seg.report.runs import Run, find_runs, seeds_of, teacher_checkpoint, train_command
 from bdd_seg.report.subjects import Subject, TeacherSubject
 from bdd_seg.runtime.upstream.configs import leaf_datasets, load_config
+from bdd_seg.runtime.versions import package_versions
 from bdd_seg.study.machine import describe_machine
 from bdd_seg.study.results import Results
-
-_PACKAGES = ('bdd-seg', 'onedl-mmsegmentation', 'onedl-mmengine', 'onedl-mmcv')
 
 
 @dataclass(frozen=True)
@@ -75,22 +64,24 @@ def collect(paths: Sequence[str | Path], options: Options) -> Report:
         subjects.append(_subject(run, runs, images, options))
     if options.find_teacher and images is not None:
         _add_teacher(subjects, runs, images)
-    networks, tallies, notes = _networks(subjects, images)
-    pair = _pair(networks, tallies)
+    networks, tallies, notes = measure(subjects, images)
     data_notes = [] if images is None else _notes(options, images)
-    return Report(
+    report = Report(
         title=_title(networks, found.studies),
         classes=[] if images is None else images.classes,
         palette=[] if images is None else images.palette,
         dataset='' if images is None else images.describe(),
-        image_size=None if images is None else _image_size(images),
+        image_size=None if images is None else image_size(images),
         networks=networks,
-        pictures=[] if images is None else pictures(images, tallies, pair, options.pictures),
         seeds=[row for study in found.studies for row in seeds_of(study)],
         environment=_environment(),
         commands=_commands(networks, runs, found.studies, options.command),
         notes=[*data_notes, *notes, *(note for study in found.studies for note in study.notes)],
     )
+    if images is None:
+        return report
+    pair = [network.key for network in report.compared or report.comparable[:1]]
+    return replace(report, pictures=pictures(images, tallies, pair, options.pictures))
 
 
 def _images(runs: Sequence[Run], options: Options) -> ValidationSet | None:
@@ -128,11 +119,16 @@ def _subject(run: Run, runs: Sequence[Run], images: ValidationSet | None, option
         own = ValidationSet(cfg, options.max_images)
         check_same_images(images, own, ('The other networks', run.label))
     except ConfigError:
-        student = next((one for one in runs if one.role == 'distilled' and one.cfg is not None), None)
+        student = next(filter(_names_teacher, runs), None)
         if run.role != 'teacher' or student is None:
             raise
         return TeacherSubject(run, images, student)  # trained elsewhere: it answers as in the training
     return Subject(run, own)
+
+
+def _names_teacher(run: Run) -> bool:
+    """Return whether a run is distilled, and its config still names its teacher."""
+    return run.cfg is not None and is_distiller(run.cfg.model)
 
 
 def _with_images(cfg: Config, source: Config) -> Config:
@@ -153,7 +149,7 @@ def _with_images(cfg: Config, source: Config) -> Config:
 
 def _add_teacher(subjects: list[Subject], runs: Sequence[Run], images: ValidationSet) -> None:
     """Add the teacher of the first distilled network, unless there is one that can be evaluated."""
-    student = next((run for run in runs if run.role == 'distilled' and run.cfg is not None), None)
+    student = next(filter(_names_teacher, runs), None)
     if student is None or any(one.run.role == 'teacher' and one.images is not None for one in subjects):
         return
     assert student.cfg is not None
@@ -169,124 +165,6 @@ def _add_teacher(subjects: list[Subject], runs: Sequence[Run], images: Validatio
     subjects.insert(0, TeacherSubject(run, images, student))
 
 
-def _networks(
-    subjects: Sequence[Subject], images: ValidationSet | None
-) -> tuple[list[Network], dict[str, Tally], list[str]]:
-    """Evaluate all; return the networks, their evaluations by key, and notes."""
-    networks, tallies, notes = [], {}, []
-    costs: dict[str, dict[str, Any]] = {}
-    for i, subject in enumerate(subjects):
-        run = subject.run
-        number = 1 + sum(one.run.role == run.role for one in subjects[:i])
-        network = Network(
-            key=run.role if number == 1 else f'{run.role}-{number}',
-            role=run.role,
-            label=run.label,
-            source=str(run.path),
-            scores=run.score,
-            curves=[] if run.work_dir is None else read_curves(run.work_dir),
-            config='' if run.cfg is None else config_text(run.cfg),
-            command='' if run.cfg is None else _train_command(run),
-            note=_joined(run.note, _unfinished(run), subject.manner),
-        )
-        if subject.images is not None and images is not None:
-            try:
-                tally, facts = _measured(subject, images, costs)
-            except ConfigError as error:
-                if run.role != 'teacher':
-                    raise
-                notes.append(f'The teacher is not evaluated: {error}')
-                network = replace(network, note=_joined(network.note, f'not evaluated: {error}'))
-            else:
-                tallies[network.key] = tally
-                unknown = facts.get('unknown') or []
-                if unknown:
-                    notes.append(
-                        f'Pixels of classes unknown to the teacher do not count for it: {", ".join(unknown)}.'
-                    )
-                network = replace(
-                    network,
-                    evaluation=tally.evaluation(),
-                    parameters=facts['parameters'],
-                    flops=facts['flops'],
-                    latency=facts['latency'],
-                    note=_joined(network.note, facts['note']),
-                )
-        if network.scores is None and network.evaluation is None:
-            network = replace(network, scores=_last_score(network))
-        networks.append(network)
-    return networks, tallies, notes
-
-
-def _joined(*notes: str) -> str:
-    return '; '.join(filter(None, notes))
-
-
-def _measured(
-    subject: Subject, images: ValidationSet, costs: dict[str, dict[str, Any]]
-) -> tuple[Tally, dict[str, Any]]:
-    """Return evaluation and cost of a network: what is kept, else measured anew.
-
-    Args:
-        subject: The network.
-        images: Those of the report.
-        costs: Settings of a network → its cost. Networks of the same settings have the same, so that other
-            work on the machine does not make one look slower than the other. The cost is added.
-    """
-    assert subject.images is not None
-    kept = place(subject.folder, subject.name, subject.identity(), subject.images)
-    tally, facts = evaluate(subject.run.label, subject.images, kept, subject.predict, subject.known)
-    gpu = torch.cuda.is_available()
-    machine = {key: value for key, value in describe_machine(gpu).items() if key != 'date'}
-    place_of_cost = json.loads(json.dumps([machine, _image_size(images)]))
-    settings = subject.settings()
-    if settings in costs:
-        facts = costs[settings]
-    elif facts.get('measured_on') != place_of_cost:
-        known = subject.known()
-        names = [] if known is None else [name for i, name in enumerate(images.classes) if i not in known]
-        data = pseudo_collate([images.dataset[images.numbers[0]]])
-        facts = {**subject.costs(data), 'unknown': names, 'measured_on': place_of_cost}
-        tally.save(kept.file, kept.key, facts)
-    costs[settings] = facts
-    return tally, facts
-
-
-def _image_size(images: ValidationSet) -> tuple[int, int]:
-    """Return (height, width) of the first image as its pipeline gives it."""
-    height, width = images.dataset[images.numbers[0]]['inputs'].shape[1:]
-    return height, width
-
-
-def _last_score(network: Network) -> float | None:
-    """Return the last mIoU that a training logged."""
-    curve = next((curve for curve in network.curves if curve.name == 'mIoU'), None)
-    return None if curve is None else float(curve.values[-1])
-
-
-def _unfinished(run: Run) -> str:
-    """Return a note where a checkpoint is not that of the last iteration."""
-    total = (run.cfg.get('train_cfg') or {}).get('max_iters') if run.cfg is not None else None
-    found = None if run.checkpoint is None else re.fullmatch(r'iter_(\d+)', run.checkpoint.stem)
-    if total is None or found is None or int(found[1]) >= total:
-        return ''
-    return f'after {found[1]} of {total} iterations'
-
-
-def _pair(networks: Sequence[Network], tallies: dict[str, Tally]) -> list[str]:
-    """Return the keys of the networks whose difference is shown: the student alone, and distilled.
-
-    Without them these are the first two networks, or the only one.
-    """
-    evaluated = [network for network in networks if network.key in tallies]
-    firsts = [
-        next((one.key for one in evaluated if one.role == role), None) for role in ('alone', 'distilled')
-    ]
-    if None not in firsts:
-        return [key for key in firsts if key is not None]
-    return [network.key for network in evaluated][:2]
-
-
 def _title(networks: Sequence[Network], studies: Sequence[Results]) -> str:
     if studies:
         return studies[0].title
@@ -295,19 +173,8 @@ def _title(networks: Sequence[Network], studies: Sequence[Results]) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     machine = describe_machine(torch.cuda.is_available())
-    return {key: value for key, value in {**machine, **versions}.items() if value is not None}
-
-
-def _train_command(run: Run) -> str:
-    assert run.cfg is not None
-    return shlex.join(['bdd-seg', 'train', str(run.cfg.filename), '--work-dir', f'{run.path}-again'])
+    return {key: value for key, value in {**machine, **package_versions()}.items() if value is not None}
 
 
 def _commands(
@@ -317,7 +184,7 @@ def _commands(
     lines = [study.command for study in studies]
     for run in runs:
         if run.cfg is not None and run.work_dir is not None:
-            lines.append(_train_command(run))
+            lines.append(train_command(run))
             if run.checkpoint is not None:
                 lines.append(shlex.join(['bdd-seg', 'test', str(run.cfg.filename), str(run.checkpoint)]))
     return list(dict.fromkeys([*lines, *([own] if own else [])]))

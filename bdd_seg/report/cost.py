@@ -1,8 +1,6 @@
-"""The cost of a network: its parameters, its operations, its time for one image."""
+"""The cost of a network: its parameters and operations."""
 
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
@@ -54,27 +52,3 @@ def operations(model: nn.Module, run: Callable[[Any, Tensor], Any], image: Tenso
             return int(analysis.total()), ''
     except Exception as error:  # of any kind, from networks that torch cannot trace
         return None, f'operations cannot be counted: {first_line(error)}'
-
-
-def latency(run: Callable[[], Any], device: torch.device, seconds: float = 4.0, most: int = 20) -> float:
-    """Return the median time in seconds of several calls, after two to warm up.
-
-    Args:
-        run: Processes one image.
-        device: Where it runs.
-        seconds: No further call is begun after this time, but there are three at least.
-        most: Number of calls at most.
-    """
-    times: list[float] = []
-    begin = time.perf_counter()
-    with torch.no_grad():
-        for call in range(2 + most):
-            if len(times) >= 3 and time.perf_counter() - begin > seconds:
-                break
-            start = time.perf_counter()
-            run()
-            if device.type == 'cuda':
-                torch.cuda.synchronize(device)
-            if call >= 2:
-                times.append(time.perf_counter() - start)
-    return median(times)

@@ -39,7 +39,7 @@ class Evaluation:
         confusion: (C, C) pixels; a row is a true class, a column a predicted one.
         boundary: (2, C) pixels: intersection and union of the bands along the outlines of each class.
         calibration: None where a network gives no probabilities.
-        image_mious: (M,) mIoU of each image over the classes that it or its prediction contains.
+        image_mious: (M,) mIoU of each image over the classes that its labels contain; NaN without labels.
     """
 
     confusion: np.ndarray
@@ -104,10 +104,13 @@ class Network:
         label: Its name, for readers.
         source: Where it comes from: a work dir, a checkpoint, an exported file.
         evaluation: None where it could not be evaluated, and then ``note`` says why.
-        scores: The mIoU it logged or a study recorded, in percent, where it was not evaluated here.
+        scores: The mIoU that its training logged or a study recorded, in percent. Where there is an
+            evaluation, that counts.
         parameters: Number of parameters.
-        flops: Multiply-adds for one image of ``Report.image_size``.
-        latency: Seconds for one image of that size, batch 1, on the machine of the report.
+        flops: Multiply-adds for one image of ``Report.image_size``, in sliding windows if it has them.
+        latency: Seconds for one image of that size, batch 1, on ``device``, with the resize of the logits to
+            the image and with sliding windows, as in the evaluation.
+        device: Of the latency: the name of a GPU, or a number of CPU threads.
         curves: Of its training, if its log was found.
         config: Its config as text, for the differences.
         command: That trained it, if known.
@@ -123,6 +126,7 @@ class Network:
     parameters: int | None = None
     flops: int | None = None
     latency: float | None = None
+    device: str = ''
     curves: list[Curve] = field(default_factory=list)
     config: str = ''
     command: str = ''
@@ -174,7 +178,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows.
+    """The content of the page.
 
     Attributes:
         title: Its heading.
@@ -202,21 +206,31 @@ class Report:
     commands: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def comparable(self) -> list[Network]:
+        """The networks whose scores are of one kind: those evaluated for this report, if there are some.
+
+        Else they are those with a recorded score, else all. Recorded scores may be of other images.
+        """
+        evaluated = [network for network in self.networks if network.evaluation is not None]
+        recorded = [network for network in self.networks if network.scores is not None]
+        return evaluated or recorded or self.networks
+
     def first(self, role: Role) -> Network | None:
-        """Return the first network with this role."""
-        return next((network for network in self.networks if network.role == role), None)
+        """Return the first comparable network with this role."""
+        return next((network for network in self.comparable if network.role == role), None)
 
     @property
     def compared(self) -> tuple[Network, Network] | None:
-        """The two networks whose difference is shown: the student alone and distilled.
+        """The two comparable networks whose difference is shown: the student alone and distilled.
 
         Without these, the first two that are no teachers, or else the first two. None with one network.
         """
         alone, distilled = self.first('alone'), self.first('distilled')
         if alone is not None and distilled is not None:
             return alone, distilled
-        students = [network for network in self.networks if network.role != 'teacher']
-        pair = students if len(students) > 1 else self.networks
+        students = [network for network in self.comparable if network.role != 'teacher']
+        pair = students if len(students) > 1 else self.comparable
         return (pair[0], pair[1]) if len(pair) > 1 else None
 
     @property

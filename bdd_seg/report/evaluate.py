@@ -26,12 +26,12 @@ from bdd_seg.runtime.upstream.atomic_files import write_atomically
 from bdd_seg.teachers.segmentors import log_scores, predicts_scores
 
 BINS = 15
-"""Of the calibration."""
+"""Number of bins of the calibration."""
 
 LONGEST_SIDE = 640
-"""Of the pictures in pixels."""
+"""Longest side of the pictures, in pixels."""
 
-_VERSION = 1  # of what is kept: a change of the measures makes the files of earlier versions void
+_VERSION = 2  # of what is kept: a change of the measures makes the files of earlier versions void
 _SAVE_SECONDS = 20.0
 
 
@@ -61,8 +61,9 @@ class Tally:
     Attributes:
         confusion: (C, C) pixels; a row is a true class.
         boundary: (2, C) pixels: intersection and union of the bands along outlines.
-        calibration: (3, bins): sum of the confidence, right pixels, pixels.
-        image_mious: mIoU of each image in percent.
+        calibration: (3, bins): sum of the confidence, right pixels, pixels. NaN throughout once a confidence
+            was not finite.
+        image_mious: mIoU of each image over the classes of its labels, in percent.
         maps: Each predicted label map as a PNG, at the size of pictures.
     """
 
@@ -82,7 +83,7 @@ class Tally:
             prediction: The answer to it.
 
         Raises:
-            ConfigError: It is of another size.
+            ConfigError: It is of another size, or has a class beyond the C.
         """
         predicted = prediction.labels
         if predicted.shape != label.shape:
@@ -94,11 +95,22 @@ class Tally:
         classes = len(self.confusion)
         counts = label != self.ignore_index
         true, own = label[counts].astype(np.int64), predicted[counts]
+        if own.size and not 0 <= own.min() <= own.max() < classes:
+            raise ConfigError(
+                f'it predicts class {own.max() if own.max() >= classes else own.min()}, and the data set has '
+                f'{classes} classes, 0 to {classes - 1}. Evaluate it on the images of its own classes: '
+                '--config CONFIG.py'
+            )
         confusion = np.bincount(classes * true + own, minlength=classes**2).reshape(classes, classes)
         self.confusion += confusion
         self.boundary += boundary_areas(label, predicted, classes, counts)
-        self.image_mious.append(Evaluation(confusion, self.boundary, None, np.empty(0)).miou)
-        if prediction.confidence is not None:
+        # Over the classes of the labels: one stray pixel of another class would outweigh hundreds.
+        present = np.unique(true)
+        ious = Evaluation(confusion, self.boundary, None, np.empty(0)).ious[present]
+        self.image_mious.append(float(ious.mean()) if len(present) else float('nan'))
+        if prediction.confidence is not None and not np.isfinite(prediction.confidence[counts]).all():
+            self.calibration[:] = np.nan
+        elif prediction.confidence is not None:
             confidence = prediction.confidence[counts].astype(float)
             number = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
             self.calibration[0] += np.bincount(number, confidence, minlength=BINS)
@@ -106,11 +118,16 @@ class Tally:
             self.calibration[2] += np.bincount(number, minlength=BINS)
         self.maps.append(png(small(predicted)))
 
+    @property
+    def finite(self) -> bool:
+        """True if all confidences so far were finite."""
+        return bool(np.isfinite(self.calibration).all())
+
     def evaluation(self) -> Evaluation:
         """Return the scores of all images so far."""
         confidence, right, pixels = self.calibration
         calibration = None
-        if pixels.sum():
+        if pixels.sum() > 0:  # and finite
             empty = np.full(BINS, np.nan)
             calibration = Calibration(
                 confidence=np.divide(confidence, pixels, out=empty.copy(), where=pixels > 0),
@@ -304,11 +321,6 @@ def _confidence(logits: Tensor, labels: Tensor) -> np.ndarray:
     if len(logits) == 1:
         return torch.where(labels.bool(), logits[0], 1 - logits[0]).cpu().numpy()
     return (logits.amax(0) - logits.logsumexp(0)).exp().cpu().numpy()
-
-
-def model_image(model: BaseSegmentor, data: dict[str, Any]) -> Tensor:
-    """Return the image (1, bands, H, W) that a network gets of a batch of one, normalised and padded."""
-    return model.data_preprocessor(data, training=False)['inputs']
 
 
 def small(labels: np.ndarray) -> np.ndarray:

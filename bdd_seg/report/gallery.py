@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.dataset import pseudo_collate
 from PIL import Image
 
+from bdd_seg.deploy.media import displayable
 from bdd_seg.report.data import Picture
 from bdd_seg.report.evaluate import Tally, from_png, small, small_size
 from bdd_seg.report.images import ValidationSet
@@ -79,7 +80,7 @@ def layers(
         images: For colours and the label that does not count.
     """
     height, width = small_size(*label.shape)
-    photo = _resized(visible(pixels), height, width)
+    photo = _resized(displayable(pixels.transpose(1, 2, 0)), height, width)
     truth = small(label)
     counts = truth != images.ignore_index
     encoded = {'image': _jpeg(photo), 'truth': _painted(np.where(counts, truth, -1), images.palette)}
@@ -87,22 +88,6 @@ def layers(
         encoded[key] = _painted(predicted, images.palette)
         encoded[f'error.{key}'] = _jpeg(_marked(photo, counts & (predicted != truth)))
     return encoded
-
-
-def visible(pixels: np.ndarray) -> np.ndarray:
-    """Return what the eye can see of an image, (h, w, 3) uint8, blue first.
-
-    Args:
-        pixels: (bands, h, w). Of more than three bands the first three are taken, of fewer the first; values
-            that are no bytes are stretched from their smallest to their largest.
-    """
-    bands = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
-    if bands.dtype != np.uint8:
-        low, high = float(np.nanmin(bands)), float(np.nanmax(bands))
-        if low < 0 or high > 255 or high <= 1:
-            bands = (bands.astype(float) - low) * (255 / max(high - low, 1e-12))
-        bands = np.nan_to_num(bands).clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(bands.transpose(1, 2, 0))
 
 
 def _resized(photo: np.ndarray, height: int, width: int) -> np.ndarray:

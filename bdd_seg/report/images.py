@@ -52,7 +52,7 @@ class ValidationSet:
         first = metrics[0] if isinstance(metrics, list) and metrics else metrics
         self.ignore_index = int((first or {}).get('ignore_index', 255))
         leaves = leaf_datasets(settings.test_dataloader.dataset, '')
-        self._pipelines = [without_checks(leaf.get('pipeline')) for leaf, _ in leaves]
+        self._leaves = [without_checks(leaf) for leaf, _ in leaves]
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'):
             check_data(settings, 'test')
             self.dataset = self._build(settings.test_dataloader.dataset)
@@ -120,12 +120,16 @@ class ValidationSet:
         return label
 
     def stamp(self) -> list[Any]:
-        """Return what tells this set from another one: files with size and time, classes, ignored label."""
+        """Return what tells this set from another one.
+
+        These are the files with size and time, the classes, the ignored label, and the settings of the data
+        sets: their type, pipeline, ``reduce_zero_label``, ``metainfo``.
+        """
         files = []
         for number, path in zip(self.numbers, self.paths, strict=True):
             labels = str(self.dataset.get_data_info(number).get('seg_map_path'))
             files.append([path, *file_stamp(path), *file_stamp(labels)])
-        return [self.classes, self.ignore_index, self._pipelines, files]
+        return [self.classes, self.ignore_index, self._leaves, files]
 
     def describe(self) -> str:
         """Return a few words: how many images of which data set."""

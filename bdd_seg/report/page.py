@@ -335,7 +335,7 @@ def _gallery(report: Report) -> dict[str, Any] | None:
     labels = {network.key: network.label for network in report.networks}
     layers = {'image': 'Image', 'truth': 'Labels'} | labels
     layers |= {f'error.{key}': f'Errors of {label}' for key, label in labels.items()}
-    compared = [network.key for network in report.compared or report.networks[:1]]
+    compared = [network.key for network in report.compared or report.comparable[:1]]
     distils = [network.role for network in report.compared or ()] == ['alone', 'distilled']
     return {
         'thumbnails': [_thumbnail(picture, labels) for picture in report.pictures],

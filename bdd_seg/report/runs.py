@@ -1,7 +1,9 @@
 """The networks that a command line names: work dirs, study folders, checkpoints, exported files."""
 
+import copy
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +19,8 @@ from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.report.data import Curve, Role, Seeds
 from bdd_seg.runtime.guards.data import without_checks
 from bdd_seg.runtime.upstream.atomic_files import file_digest
-from bdd_seg.runtime.upstream.configs import load_config
+from bdd_seg.runtime.upstream.checkpoints import AUXILIARY, load_checkpoint
+from bdd_seg.runtime.upstream.configs import load_config, walk
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 from bdd_seg.study.logs import read_scalars
 from bdd_seg.study.results import Results, load_results, minutes, mious
@@ -57,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """All that the paths of a command line name.
+    """The networks and studies that the paths of a command line name.
 
     Attributes:
         runs: The networks, in the order of the paths.
@@ -227,24 +230,28 @@ def with_roles(runs: Sequence[Run]) -> list[Run]:
     """Return the networks with their roles, teachers first, then students alone.
 
     A plain network is ``alone`` if it has the model settings of a distilled one, and a ``teacher`` if a
-    distilled one names its checkpoint. A teacher of which a study has kept the score alone takes the place of
+    distilled one names its checkpoint. A published file whose training was a distillation is ``distilled``,
+    although its config is plain. A teacher of which a study has kept the score alone takes the place of
     the network found for it.
     """
     models = {id(run): run.cfg.model for run in runs if run.cfg is not None}
     distilled = [run for run in runs if id(run) in models and is_distiller(models[id(run)])]
-    students = [settings_key(plain_model(models[id(run)])) for run in distilled]
+    published = [run for run in runs if id(run) in models and _published_distilled(run)]
+    students = {settings_key(plain_model(models[id(run)])) for run in distilled}
+    published_students = {_published_key(models[id(run)]) for run in published}
+    ids = {id(run) for run in [*distilled, *published]}
     files = [file for run in distilled if (file := teacher_checkpoint(run)) is not None]
     digests = {digest for run in distilled if (digest := _cached_checkpoint(run)) is not None}
     found = []
     for run in runs:
         model = models.get(id(run))
-        if model is not None and is_distiller(model):
+        if id(run) in ids:
             run = replace(run, role='distilled')
         elif model is not None and run.role == 'plain':
             own = _teacher_in(run, files, digests)
             if own is not None:
                 run = replace(run, role='teacher', checkpoint=own)
-            elif settings_key(model) in students:
+            elif settings_key(model) in students or _published_key(model) in published_students:
                 run = replace(run, role='alone')
         found.append(run)
     recorded = [run for run in found if run.role == 'teacher' and run.cfg is None]
@@ -254,6 +261,17 @@ def with_roles(runs: Sequence[Run]) -> list[Run]:
         found = [known if run is trained[0] else run for run in found if run is not recorded[0]]
     order = {'teacher': 0, 'alone': 1}
     return sorted(found, key=lambda run: order.get(run.role, 2))
+
+
+def _published_distilled(run: Run) -> bool:
+    """Return whether a checkpoint outside of a work dir says that its network was distilled."""
+    if run.work_dir is not None or run.checkpoint is None or run.checkpoint.suffix != '.pth':
+        return False
+    try:
+        meta = load_checkpoint(run.checkpoint).get('meta')
+    except ConfigError:  # told when it is evaluated
+        return False
+    return isinstance(meta, Mapping) and bool(meta.get('distilled'))
 
 
 def teacher_settings(run: Run) -> dict[str, Any]:
@@ -295,6 +313,26 @@ def settings_key(model: Mapping[str, Any]) -> str:
     """Return model settings as a text that is the same for the same network."""
     settings = {**model, 'type': str(model.get('type')).rpartition('.')[2]}
     return json.dumps(settings, sort_keys=True, default=str)
+
+
+def train_command(run: Run) -> str:
+    """Return the command that trains a network with a config again."""
+    assert run.cfg is not None
+    return shlex.join(['bdd-seg', 'train', str(run.cfg.filename), '--work-dir', f'{run.path}-again'])
+
+
+def _published_key(model: Mapping[str, Any]) -> str:
+    """Return a text that is the same for a network and its published form.
+
+    That has neither the weights that the training began with nor auxiliary heads.
+    """
+    settings = copy.deepcopy(dict(model))
+    settings.pop(AUXILIARY, None)
+    for _, part in walk(settings, 'model'):
+        if isinstance(part, dict):
+            part.pop('pretrained', None)
+            part.pop('init_cfg', None)
+    return settings_key(settings)
 
 
 def config_text(cfg: Config) -> str:

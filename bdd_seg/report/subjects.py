@@ -1,11 +1,13 @@
 """Networks of a report that are opened when they have to answer."""
 
 import copy
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DefaultScope
@@ -17,12 +19,13 @@ from bdd_seg.distill.settings import checked_teacher
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
 from bdd_seg.report import cost
-from bdd_seg.report.evaluate import Predict, model_image, segmentor_predict, teacher_predict
+from bdd_seg.report.evaluate import Predict, segmentor_predict, teacher_predict
 from bdd_seg.report.images import ValidationSet, file_stamp
 from bdd_seg.report.runs import (
     Run,
     settings_key,
 )
+from bdd_seg.runtime.guards.data import dataset_meta
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.runtime.upstream.checkpoints import find_checkpoint, load_and_report_mismatch
 from bdd_seg.teachers import EnsembleTeacher, NetworkTeacher, Teacher
@@ -47,7 +50,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Of its checkpoint, for the file that keeps its evaluation."""
+        """The name of its checkpoint, for the file that keeps its evaluation."""
         assert self.run.checkpoint is not None
         return self.run.checkpoint.stem if self.run.work_dir else self.run.checkpoint.name
 
@@ -73,19 +76,49 @@ class Subject:
         """The segmentor in eval mode, without auxiliary heads.
 
         Raises:
-            ConfigError: The weights do not fit the config.
+            ConfigError: The weights do not fit the config, or it was trained for other classes.
         """
         run = self.run
         assert run.checkpoint is not None
-        if run.cfg is None:  # runs on the CPU: ONNX Runtime's build decides, and a program is bound to it
-            return load_trained(run.checkpoint).model
+        if run.cfg is None:  # an exported file chooses its device itself
+            trained = load_trained(run.checkpoint)
+            self._check_classes(trained.about.classes)
+            return trained.model
         cfg = cost.without_auxiliary_heads(run.cfg)
         model = build_plain(cfg)
-        weights, _ = read_weights(run.checkpoint)
+        weights, meta = read_weights(run.checkpoint)
+        trained_on = meta.get('dataset_meta') or next(map(dataset_meta, _datasets(run.cfg)), {})
+        self._check_classes(trained_on.get('classes'))
         problem = load_and_report_mismatch(model, weights)
         if problem:
             raise ConfigError(f'{run.checkpoint} does not fit the model of {cfg.filename}: {problem}')
         return model.eval().to(get_device())
+
+    def _check_classes(self, own: Sequence[str] | None) -> None:
+        """Check that the classes of the network are those of the images, in the same order.
+
+        Args:
+            own: Its names, None where they are not known. Names made up by the export tell no more than how
+                many there are.
+
+        Raises:
+            ConfigError: They are others.
+        """
+        if own is None or self.images is None:
+            return
+        expected = self.images.classes
+        if len(own) == 1:  # one class has a background, too
+            own = ['background', *own]
+        made_up = [*own] == [f'class {number}' for number in range(len(own))]
+        if len(own) == len(expected) and (made_up or [*map(_plain, own)] == [*map(_plain, expected)]):
+            return
+        pairs = zip([*own, ''], [*expected, ''], strict=False)
+        one, two = next((pair for pair in pairs if _plain(pair[0]) != _plain(pair[1])), ('', ''))
+        raise ConfigError(
+            f'{self.run.label} was trained for other classes than the images have: {len(own)} against '
+            f'{len(expected)}, the first that differ are {one!r} and {two!r}. Give images with its classes: '
+            '--config CONFIG.py. If they only have other names, set metainfo.classes of the data set there'
+        )
 
     def predict(self) -> Predict:
         """Return the function that answers images."""
@@ -95,20 +128,45 @@ class Subject:
         """Return the classes that it knows, None for all."""
         return None
 
-    def image(self, data: dict[str, Any]) -> Tensor:
-        """Return the image that it gets of a batch of one, (1, bands, H, W)."""
-        return model_image(self.model, data)
+    def batch(self, data: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Return what it gets of a batch of one: the image (1, bands, H, W), normalised, and its facts."""
+        batch = self.model.data_preprocessor(data, training=False)
+        return batch['inputs'], batch['data_samples']
 
     def costs(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return parameters, operations and latency for an image."""
-        image = self.image(data)
-        flops, note = cost.operations(self.model, run_segmentor, image)
+        """Return parameters and operations for an image."""
+        image, _ = self.batch(data)
+        window, count = _windows(image, getattr(self.model, 'test_cfg', None) or {})
+        flops, note = cost.operations(self.model, run_segmentor, window)
         return {
             'parameters': _parameters(self.model),
-            'flops': flops or None,
-            'latency': cost.latency(lambda: run_segmentor(self.model, image), image.device),
-            'note': note if self.run.cfg is not None else '',  # of exported files nobody expects it
+            'flops': count * flops if flops else None,
+            'note': note if self.run.cfg is not None else self._resizes(image),
         }
+
+    def _resizes(self, image: Tensor) -> str:
+        """Return a note where an exported file takes images of one size, and it is not this image's."""
+        size = self.model.about.size
+        if size is None or size == tuple(image.shape[2:]):
+            return ''
+        return f'takes images of {size[0]} × {size[1]} pixels, to which others are resized'
+
+    def timed(self, data: dict[str, Any]) -> Callable[[], Any]:
+        """Return the function whose time is taken: the answer to an image that is normalised already.
+
+        It is mmseg's own, with sliding windows, and with the resize to the size of the image.
+        """
+        image, samples = self.batch(data)
+        return _whole(lambda: self.model.predict(image, samples), image.device)
+
+    def device(self) -> str:
+        """Return what it runs on: the name of a GPU, or the number of CPU threads."""
+        session = getattr(getattr(self.model, 'exported', None), 'session', None)
+        kind = get_device()
+        if kind == 'cpu' or (session is not None and len(session.get_providers()) == 1):
+            threads = torch.get_num_threads()
+            return f'{threads} CPU thread{"s" * (threads != 1)}'
+        return torch.cuda.get_device_name() if kind == 'cuda' else kind
 
 
 class TeacherSubject(Subject):
@@ -128,12 +186,12 @@ class TeacherSubject(Subject):
 
     @property
     def name(self) -> str:
-        """The same for each teacher of this student."""
+        """One name for all teachers of this student."""
         return 'teacher'
 
     @property
     def folder(self) -> Path:
-        """The student's."""
+        """The folder of the student."""
         return self.student.work_dir or self.student.path.parent
 
     def settings(self) -> str:
@@ -180,10 +238,9 @@ class TeacherSubject(Subject):
         return None if class_map is None else class_map.known
 
     def costs(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return parameters, operations and latency for an image."""
-        image, teacher = self.image(data), self.model.teacher
+        """Return parameters and operations for an image."""
+        (image, _), teacher = self.batch(data), self.model.teacher
         parameters = self._parameters
-        seconds = cost.latency(lambda: teacher(image, data['data_samples']), image.device)
         counts = [
             cost.operations(one.model, one.facts.forward, one.prepare(image))
             for one in _network_teachers(teacher)
@@ -192,9 +249,49 @@ class TeacherSubject(Subject):
         return {
             'parameters': parameters,
             'flops': sum(flops) if flops and len(flops) == len(counts) else None,
-            'latency': seconds,
             'note': next((note for _, note in counts if note), ''),
         }
+
+    def timed(self, data: dict[str, Any]) -> Callable[[], Any]:
+        """Return the function whose time is taken: the teacher's answer to a whole image."""
+        _ = self._parameters  # its first answer folds BatchNorm away
+        image, samples = self.batch(data)
+        return _whole(lambda: self.model.teacher(image, samples), image.device)
+
+
+def _whole(run: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """Return a function that runs another one to its end on a device, without gradients."""
+
+    def whole() -> None:
+        with torch.no_grad():
+            run()
+            if device.type == 'cuda':
+                torch.cuda.synchronize(device)
+
+    return whole
+
+
+def _windows(image: Tensor, test_cfg: Mapping[str, Any]) -> tuple[Tensor, int]:
+    """Return a window of an image (1, bands, H, W) and the number of windows, as mmseg slides them."""
+    if test_cfg.get('mode') != 'slide':
+        return image, 1
+    count = 1
+    for length, crop, stride in zip(image.shape[2:], test_cfg['crop_size'], test_cfg['stride'], strict=True):
+        count *= max(length - crop + stride - 1, 0) // stride + 1
+    height, width = test_cfg['crop_size']
+    return image[:, :, :height, :width], count
+
+
+def _datasets(cfg: Config) -> Iterable[Any]:
+    """Yield the settings of the data sets that a config evaluates or trains on."""
+    for key in ('val_dataloader', 'test_dataloader', 'train_dataloader'):
+        if cfg.get(key) is not None:
+            yield cfg[key].dataset
+
+
+def _plain(name: str) -> str:
+    """Return the name of a class in small letters, without spaces and hyphens."""
+    return re.sub(r'[\s_-]', '', name).lower()
 
 
 def live_teacher(cfg: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The words and tables of the report page."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -18,6 +19,16 @@ ROLES: dict[Role, str] = {
     'exported': 'Exported',
 }
 MOST_CHANGES = 20
+MOST_KEYS = 4
+"""Keys of configs named in the verdict."""
+
+# Of a config: what decides how a network is trained, and of that, what changes no result.
+_TRAINING = ('train_cfg', 'optim_wrapper', 'param_scheduler', 'train_dataloader', 'load_from')
+_NO_TRAINING = re.compile(
+    r'train_cfg\.(val_|dynamic_intervals)|'
+    r'train_dataloader\.(num_workers|persistent_workers|pin_memory|prefetch_factor|'
+    r'(.*\.)?(data_root|data_prefix|ann_file))\b'
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,10 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Return the sentence that says whether distillation helped, or what else the networks show."""
+    """Return the sentence that says whether distillation helped, or what else the networks show.
+
+    A second one names the settings of the training in which the student alone differs from the distilled one.
+    """
     teacher, alone, distilled = (report.first(role) for role in ('teacher', 'alone', 'distilled'))
     if not _known(distilled):
         return _verdict_of_plain(report)
@@ -107,23 +121,61 @@ def verdict(report: Report) -> str:
             f'Distillation {"raised" if gain > 0 else "lowered"} the student’s mIoU by {number(abs(gain))} '
             f'points, from {number(_miou(alone))} to {number(_miou(distilled))}'
         )
+    return f'{text}{_of_gap(report, gain)}{_of_trainings(report)}'
+
+
+def _of_gap(report: Report, gain: float) -> str:
+    """Return the end of the sentence on the gain: the gap to the teacher."""
+    teacher, alone, distilled = (report.first(role) for role in ('teacher', 'alone', 'distilled'))
     if not _known(teacher):
-        return text + '.'
+        return '.'
     closed = report.gap_closed
     if closed is None:
-        return text + '. The teacher is no better than the student alone: there is no gap to close.'
+        return '. The teacher is no better than the student alone: there is no gap to close.'
     if closed > 100:
-        return text + f', {number(_miou(distilled) - _miou(teacher))} points beyond its teacher.'
+        return f', {number(_miou(distilled) - _miou(teacher))} points beyond its teacher.'
     if gain < 0.005:
-        return (
-            text
-            + f'. The teacher is {number(_miou(teacher) - _miou(alone))} points better than it was alone.'
+        return f'. The teacher is {number(_miou(teacher) - _miou(alone))} points better than it was alone.'
+    return f'. That closes {number(closed, 0)}% of the gap to the teacher.'
+
+
+def _of_trainings(report: Report) -> str:
+    """Return a sentence where the student alone was trained otherwise than the distilled one."""
+    alone, distilled = report.first('alone'), report.first('distilled')
+    keys = [] if alone is None or distilled is None else training_differences(alone.config, distilled.config)
+    if not keys:
+        return ''
+    named = ', '.join(keys[:MOST_KEYS]) + (f' and {len(keys) - MOST_KEYS} more' * (len(keys) > MOST_KEYS))
+    return f' The two were not trained alike, so not all of this need be distillation: {named} differ.'
+
+
+def training_differences(first: str, second: str) -> list[str]:
+    """Return the keys in which two configs train differently, apart from their models, hooks and paths.
+
+    Args:
+        first: A config as lines ``key = value``.
+        second: Another one. Where one of the two says nothing of a training, there is no difference.
+    """
+    settings = []
+    for text in (first, second):
+        pairs = (line.partition(' = ')[::2] for line in text.splitlines())
+        settings.append(
+            {
+                key: value
+                for key, value in pairs
+                if key.partition('.')[0] in _TRAINING and not _NO_TRAINING.match(key)
+            }
         )
-    return text + f'. That closes {number(closed, 0)}% of the gap to the teacher.'
+    one, two = settings
+    if not any(key.startswith('train_cfg') for key in one) or not any(
+        key.startswith('train_cfg') for key in two
+    ):
+        return []
+    return [key for key in dict.fromkeys([*one, *two]) if one.get(key, 'None') != two.get(key, 'None')]
 
 
 def _verdict_of_plain(report: Report) -> str:
-    known = [network for network in report.networks if _known(network)]
+    known = [network for network in report.comparable if _known(network)]
     if not known:
         return 'No network has an mIoU yet.'
     best = max(known, key=_miou)
@@ -151,7 +203,7 @@ def cards(report: Report) -> list[Card]:
     roles: tuple[Role, ...] = ('teacher', 'alone', 'distilled')
     shown = [network for network in map(report.first, roles) if network is not None]
     if report.first('distilled') is None or len(shown) < 2:
-        shown = report.networks[:3]
+        shown = report.comparable[:3]
     result = [
         Card(ROLES[network.role], number(network.miou), network.label, network.role)
         for network in shown
@@ -172,6 +224,8 @@ def cards(report: Report) -> list[Card]:
 def network_table(report: Report) -> Table:
     """Return the table of all networks: scores, size, cost."""
     size = '' if report.image_size is None else ' of {} × {} pixels'.format(*report.image_size)
+    devices = list(dict.fromkeys(network.device for network in report.networks if network.device))
+    mixed = any(network.evaluation for network in report.networks)
     rows = []
     for network in report.networks:
         result = network.evaluation
@@ -183,19 +237,31 @@ def network_table(report: Report) -> Table:
             [
                 network.label,
                 ROLES[network.role],
-                number(network.miou),
+                number(network.miou) + (' (recorded)' if mixed and _recorded(network) else ''),
                 number(result.boundary_miou if result else None),
                 number(result.pixel_accuracy if result else None),
                 number(100 * calibration.error if calibration else None),
                 significant(million),
                 significant(giga),
                 significant(milliseconds),
+                *([network.device or NONE] if len(devices) > 1 else []),
             ]
         )
-    caption = f'Scores in percent. GFLOPs, as multiply-adds, and latency are those of one image{size}.'
+    where = f', on {devices[0]}' if len(devices) == 1 else ''
+    caption = (
+        f'Scores in percent. GFLOPs, as multiply-adds, and latency are those of one image{size}, in '
+        f'sliding windows where test_cfg says so{where}.'
+    )
+    if mixed and any(map(_recorded, report.networks)):
+        caption += ' A recorded mIoU was not measured for this page, and is compared with none.'
     head = ['Network', 'Role', 'mIoU', 'Boundary mIoU', 'Pixel accuracy', 'Calibration error']
     head += ['Parameters (M)', 'GFLOPs', 'Latency (ms)']
-    return Table(caption, head, rows, texts=(0, 1))
+    return Table(caption, head + ['Device'] * (len(devices) > 1), rows, texts=(0, 1, 9))
+
+
+def _recorded(network: Network) -> bool:
+    """Return whether a network's mIoU is one that was not measured for the report."""
+    return network.evaluation is None and _known(network)
 
 
 def evaluated_pair(report: Report) -> tuple[Evaluation, Evaluation] | None:

@@ -35,7 +35,7 @@ def _table(report: Report, first: Network, second: Network) -> Table:
     for name in ('A', 'B', 'B − A'):
         table.add_column(name, justify='right', no_wrap=True)
     table.add_row('role', first.role, second.role, '')
-    for name, digits, value in _measures(report):
+    for name, digits, value in _measures(report, first, second):
         one, two = value(first), value(second)
         if one is not None and two is not None:
             table.add_row(name, f'{one:.{digits}f}', f'{two:.{digits}f}', _signed(two - one, digits))
@@ -45,11 +45,12 @@ def _table(report: Report, first: Network, second: Network) -> Table:
     return table
 
 
-def _measures(report: Report) -> list[tuple[str, int, Callable[[Network], float | None]]]:
+def _measures(
+    report: Report, first: Network, second: Network
+) -> list[tuple[str, int, Callable[[Network], float | None]]]:
     """Return the rows: name and unit, digits, and what gives the value of a network."""
     size = '' if report.image_size is None else ' at {}×{}'.format(*report.image_size)
-    threads = report.environment.get('threads')
-    device = report.environment.get('gpu') or f'{threads} CPU thread{"s" if threads != 1 else ""}'
+    devices = ' and '.join(dict.fromkeys(filter(None, (first.device, second.device))))
 
     def evaluated(measure: str) -> Callable[[Network], float | None]:
         def value(network: Network) -> float | None:
@@ -75,7 +76,7 @@ def _measures(report: Report) -> list[tuple[str, int, Callable[[Network], float 
         ('calibration error (%)', 2, error),
         ('parameters (M)', 2, scaled('parameters', 1e-6)),
         (f'GFLOPs{size}', 2, scaled('flops', 1e-9)),
-        (f'milliseconds per image, {device}', 1, scaled('latency', 1e3)),
+        (f'milliseconds per image, {devices}', 1, scaled('latency', 1e3)),
     ]
 
 

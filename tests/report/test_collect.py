@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, complaint, logged
+from helpers import ROOT, build, complaint, logged
 from mmengine.config import Config
+from mmseg.models import EncoderDecoder
 from PIL import Image
 
 from bdd_seg.cli import report as command
 from bdd_seg.cli import train
-from bdd_seg.deploy.load import load_trained
 from bdd_seg.errors import ConfigError
-from bdd_seg.report import subjects
+from bdd_seg.report import networks, subjects
 from bdd_seg.report.collect import Options, collect
 from bdd_seg.report.data import Report
-from bdd_seg.report.gallery import choose, visible
+from bdd_seg.report.gallery import choose
 from bdd_seg.report.subjects import live_teacher
 from bdd_seg.teachers.segmentors import run as run_segmentor
 from work_dirs import write_config, write_run
@@ -59,6 +59,7 @@ def test_three_networks_on_the_same_images(report, runs, tiny_configs):
     assert teacher.label == 'teacher' and teacher.source == str(tiny_configs['checkpoint'])
     assert teacher.parameters > alone.parameters == distilled.parameters
     assert alone.latency == distilled.latency  # one network, measured once
+    assert {network.device for network in report.networks} == {'1 CPU thread'}
 
 
 def test_the_scores_are_those_of_the_training(report, runs):
@@ -78,9 +79,9 @@ def test_the_scores_are_those_of_the_training(report, runs):
     )
 
 
-def test_cost_is_that_of_inference(report, runs):
-    """Of the network without its auxiliary head."""
-    model = load_trained(runs / 'distilled/iter_6.pth').model
+def test_cost_is_that_of_inference(report, tiny_configs):
+    """The auxiliary head does not count."""
+    model = build(Config.fromfile(tiny_configs['student'])).eval()
     of_auxiliary = sum(parameter.numel() for parameter in model.auxiliary_head.parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     assert report.first('distilled').parameters == total - of_auxiliary
@@ -118,6 +119,7 @@ def test_what_makes_it_again(report, runs):
 def test_a_second_call_opens_no_network(report, runs, monkeypatch):
     monkeypatch.setattr(subjects, 'build_plain', lambda cfg: pytest.fail('opened for nothing'))
     monkeypatch.setattr(subjects, 'MODELS', None)
+    monkeypatch.setattr(networks, 'in_turns', None)
     again = collect([runs / 'distilled', runs / 'alone'], Options(pictures=1))
     for one, two in zip(report.networks, again.networks, strict=True):
         np.testing.assert_array_equal(one.evaluation.confusion, two.evaluation.confusion)
@@ -133,6 +135,80 @@ def test_another_checkpoint_is_evaluated_anew(report, runs, tiny_configs, tmp_pa
     np.testing.assert_array_equal(
         network.evaluation.confusion, report.first('distilled').evaluation.confusion
     )
+
+
+def test_latencies_of_other_networks_are_taken_again(report, runs, tiny_configs, tmp_path, monkeypatch):
+    """In an earlier report a network took turns with others."""
+    work_dir = shutil.copytree(runs / 'alone', tmp_path / 'alone')
+    cfg = Config.fromfile(tiny_configs['student'])
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(32, 64), stride=(16, 48))
+    other = write_run(tmp_path / 'windows', cfg)
+    calls, plain = [], EncoderDecoder.encode_decode
+
+    def encode(self, inputs, metas):
+        calls.append(inputs.shape)
+        return plain(self, inputs, metas)
+
+    monkeypatch.setattr(EncoderDecoder, 'encode_decode', encode)
+
+    def in_turns(forms, seconds):
+        calls.clear()
+        for form in forms.values():
+            form()
+        return {name: [1000.0 * (number + 1)] for number, name in enumerate(forms)}
+
+    monkeypatch.setattr(networks, 'in_turns', in_turns)
+    assert collect([work_dir], Options(pictures=0)).networks[0].latency == 1.0 != report.networks[1].latency
+    first, second = collect([work_dir, other], Options(pictures=0)).networks
+    assert (first.latency, second.latency) == (1.0, 2.0)
+    # As the evaluation runs it: 2 × 2 windows over the whole image.
+    assert calls == [(1, 3, 48, 96)] + 4 * [(1, 3, 32, 64)]
+    assert second.flops == pytest.approx(4 * first.flops * (32 * 64) / (48 * 96), rel=0.1)
+    calls.clear()
+    assert collect([other, work_dir], Options(pictures=0)).networks[1].latency == 1.0 and calls == []
+
+
+def test_the_gallery_compares_what_the_page_compares(runs, tmp_path):
+    second = shutil.copytree(runs / 'distilled', tmp_path / 'second')
+    shutil.copy(runs / 'alone/iter_6.pth', second / 'iter_6.pth')
+    found = collect([runs / 'distilled', second], Options(pictures=1))
+    assert [network.key for network in found.networks] == ['teacher', 'distilled', 'distilled-2']
+    assert [network.key for network in found.compared] == ['distilled', 'distilled-2']
+    for picture in found.pictures:
+        assert picture.gain == picture.mious['distilled-2'] - picture.mious['distilled'] != 0
+
+
+def test_a_network_that_fails_leaves_the_others(report, runs, tiny_configs, tmp_path):
+    bad, nan = (shutil.copytree(runs / 'alone', tmp_path / name) for name in ('bad', 'nan'))
+    content = torch.load(bad / 'iter_6.pth')
+    content['state_dict']['decode_head.conv_seg.bias'].fill_(float('nan'))
+    torch.save(content, nan / 'iter_6.pth')
+    content['state_dict']['decode_head.conv_seg.bias'] = torch.zeros(7)
+    torch.save(content, bad / 'iter_6.pth')
+    found = collect([runs / 'alone', bad, nan], Options(pictures=0))
+    alone, bad_one, nan_one = found.networks
+    assert alone.miou == report.first('alone').miou and 'not finite' not in alone.note
+    assert bad_one.evaluation is None and 'conv_seg.bias' in bad_one.note
+    assert any(note.startswith('bad is not evaluated: ') for note in found.notes)
+    assert nan_one.evaluation.calibration is None
+    assert 'its probabilities are not all finite (NaN), so it has no calibration' in nan_one.note
+    with pytest.raises(ConfigError, match='conv_seg.bias'):
+        collect([bad], Options(pictures=0))
+
+
+def test_other_classes_than_the_images_have(runs, tiny_configs, tmp_path):
+    content = torch.load(runs / 'alone/iter_6.pth')
+    names = collect([runs / 'alone'], Options(pictures=0)).classes
+    for name, classes in (
+        ('same', [one.replace(' ', '_').title() for one in names]),
+        ('moved', [*names[1:], names[0]]),
+    ):
+        work_dir = shutil.copytree(runs / 'alone', tmp_path / name)
+        torch.save({**content, 'meta': {'dataset_meta': {'classes': classes}}}, work_dir / 'iter_6.pth')
+    options = Options(pictures=0, config=str(tiny_configs['student']))
+    same, moved = collect([tmp_path / 'same', tmp_path / 'moved'], options).networks
+    assert same.evaluation is not None and moved.evaluation is None
+    assert "19 against 19, the first that differ are 'sidewalk' and 'road'" in moved.note
 
 
 def test_the_page(report, runs, tmp_path, monkeypatch, capsys):
@@ -224,6 +300,8 @@ def test_other_images_are_refused_unless_they_are_named(runs, tiny_configs, tmp_
     [
         (['absent'], "'absent' does not exist"),
         (['.', '--out', '/absent/page.html'], "--out '/absent/page.html' is in a folder that does not exist"),
+        (['.', '--out', 'model.pth'], "--out 'model.pth' is no .html file. Give one, such as report.html"),
+        (['./page.html', '--out', 'page.html'], "--out 'page.html' is one of the networks"),
         (['.', '--max-images', '0'], '--max-images must be at least 1, not 0'),
         (['.', '--images', '-1'], '--images must be at least 0, not -1'),
     ],
@@ -237,11 +315,3 @@ def test_the_ends_of_the_gains():
     assert choose(gains, 1) == [3, 1]
     assert choose(gains, 2) == [3, 0, 5, 1]
     assert choose(gains, 9) == [3, 0, 4, 5, 1]
-
-
-def test_images_of_any_bands_can_be_seen():
-    bytes_ = np.arange(5 * 4).reshape(5, 2, 2).astype(np.uint8)
-    np.testing.assert_array_equal(visible(bytes_), bytes_[:3].transpose(1, 2, 0))
-    grey = visible(np.array([[[0.0, 0.5], [1.0, np.nan]]], np.float32))
-    np.testing.assert_array_equal(grey[..., 0], [[0, 127], [255, 0]])
-    assert grey.shape == (2, 2, 3)

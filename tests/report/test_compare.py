@@ -83,7 +83,7 @@ def test_confusions_in_percent_of_the_true_class():
     assert confusion_changes(first, first) == []
 
 
-def write_convolution(file: Path, about: About) -> None:
+def write_convolution(file: Path, about: About, size=(48, 96)) -> None:
     """Write an ONNX file as bdd-seg export does, of a network that is one convolution."""
     onnx = pytest.importorskip('onnx')
     weight = onnx.numpy_helper.from_array(
@@ -92,7 +92,7 @@ def write_convolution(file: Path, about: About) -> None:
     node = onnx.helper.make_node('Conv', ['image', 'w'], ['logits'], strides=[8, 8])
     ends = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (('image', [1, 3, 48, 96]), ('logits', [1, 19, 6, 12]))
+        for name, shape in (('image', [1, 3, *size]), ('logits', [1, 19, size[0] // 8, size[1] // 8]))
     ]
     graph = onnx.helper.make_graph([node], 'g', ends[:1], ends[1:], [weight])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=8)
@@ -100,7 +100,7 @@ def write_convolution(file: Path, about: About) -> None:
     onnx.save(model, file)
 
 
-def test_exported_files(printed, runs, tmp_path, tiny_configs):
+def test_exported_files(printed, runs, tmp_path, tiny_configs, monkeypatch):
     """A file that runs without a config, and plain weights with their config beside them."""
     trained = load_trained(runs / 'alone/iter_6.pth')
     about = trained.about.model_copy(update={'size': (48, 96)})
@@ -112,6 +112,16 @@ def test_exported_files(printed, runs, tmp_path, tiny_configs):
     own = row(printed(runs / 'alone', runs / 'distilled'), 'mIoU')[0]
     assert row(text, 'mIoU')[1] == pytest.approx(own, abs=0.0051) and row(text, 'mIoU')[0] > 0
     assert re.search(r'^role +exported +plain', text, re.MULTILINE)
+    small = tmp_path / 'small.onnx'
+    write_convolution(small, about.model_copy(update={'size': (24, 48)}), (24, 48))
+    text = printed(small, exported, '--config', tiny_configs['student'])
+    assert 'small.onnx (takes images of 24 × 48 pixels, to which others are resized)' in text
+    moved = about.model_copy(update={'classes': (*about.classes[1:], about.classes[0])})
+    write_convolution(tmp_path / 'moved.onnx', moved)
+    message = complaint(
+        monkeypatch, TOOL, tmp_path / 'moved.onnx', plain, '--config', tiny_configs['student']
+    )
+    assert 'moved.onnx was trained for other classes than the images have: 19 against 19' in message
 
 
 def test_wrong_inputs(monkeypatch, runs, tiny_configs, tmp_path):

@@ -114,7 +114,7 @@ def test_sums_against_loops():
         ious = []
         for number in range(CLASSES):
             union = own[number].sum() + own[:, number].sum() - own[number, number]
-            ious += [own[number, number] / union] if union else []
+            ious += [own[number, number] / union] if own[number].sum() else []  # of classes in the labels
         mious.append(100 * math.fsum(ious) / len(ious))
     found = tally.evaluation()
     np.testing.assert_array_equal(found.confusion, confusion)
@@ -146,6 +146,41 @@ def test_ignored_pixels_count_nowhere():
 def test_a_prediction_of_another_size_is_refused():
     with pytest.raises(ConfigError, match='LoadAnnotations comes after Resize'):
         Tally(CLASSES, 255).add(np.zeros((4, 6), int), Prediction(np.zeros((4, 5), int), None))
+
+
+def test_a_prediction_beyond_the_classes_is_refused():
+    with pytest.raises(ConfigError, match='it predicts class 3, and the data set has 3 classes, 0 to 2'):
+        Tally(CLASSES, 255).add(np.zeros((4, 6), int), Prediction(np.full((4, 6), 3), None))
+
+
+def test_a_stray_pixel_of_an_absent_class_is_one_wrong_pixel():
+    label = np.kron([[0], [1]], np.ones((50, 100), int))
+    many, one = label.copy(), label.copy()
+    many[:10], one[0, 0] = 1, 2
+    tally = Tally(CLASSES, 255)
+    for predicted in (many, one, np.zeros_like(label)):
+        tally.add(label, Prediction(predicted, None))
+    tally.add(np.full_like(label, 255), Prediction(one, None))
+    assert tally.image_mious[:3] == pytest.approx([100 * (0.8 + 5 / 6) / 2, 100 * (4999 / 5000 + 1) / 2, 25])
+    assert math.isnan(tally.image_mious[3])
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_no_calibration_with_a_confidence_that_is_not_finite(order, tmp_path):
+    label, predicted = random_maps(0)
+    sure = np.full(label.shape, 0.7)
+    broken = np.where(label == 255, np.inf, sure)
+    broken[label != 255] = [np.nan, *sure[label != 255][1:]]
+    tally = Tally(CLASSES, 255)
+    tally.add(label, Prediction(predicted, np.where(label == 255, np.nan, sure)))
+    assert tally.finite and tally.evaluation().calibration is not None  # ignored pixels count nowhere
+    tally = Tally(CLASSES, 255)
+    for confidence in (sure, broken)[::order]:
+        tally.add(label, Prediction(predicted, confidence))
+    assert not tally.finite and tally.evaluation().calibration is None
+    tally.save(tmp_path / 'a.npz', 'key', {})
+    assert not Tally.load(tmp_path / 'a.npz', 'key', 255)[0].finite
+    assert tally.evaluation().confusion.sum() == 2 * (label != 255).sum()
 
 
 @pytest.fixture(scope='module')
@@ -230,6 +265,10 @@ def test_the_place_tells_networks_and_images_apart(images, config, tmp_path):
     assert other.file == one.file and other.key != one.key
     fewer = place(tmp_path, 'iter_6', ['digest', None], ValidationSet(config, 2))
     assert fewer.file != one.file and fewer.key != one.key
+    for key, value in (('reduce_zero_label', True), ('metainfo', dict(classes=images.classes))):
+        cfg = Config(config.to_dict())
+        cfg.val_dataloader.dataset[key] = value
+        assert place(tmp_path, 'iter_6', ['digest', None], ValidationSet(cfg)).key != one.key
 
 
 def test_images_are_spread_evenly(images, config):

@@ -160,6 +160,72 @@ def test_one_sentence_says_if_it_helped(teacher, alone, distilled, words):
     assert words.replace('&', '&amp;') in render(report)
 
 
+def test_scores_of_other_measurements_are_not_compared():
+    """A recorded score may be of other images."""
+    report = two_classes(
+        Network('teacher', 'teacher', 'T', 'x', BEST),
+        Network('alone', 'alone', 'A', 'x', scores=50.0),
+        Network('distilled', 'distilled', 'D', 'x', WORSE),
+        Network('distilled-2', 'distilled', 'D2', 'x', BETTER, scores=20.0),
+    )
+    assert 'from 50' not in tables.verdict(report) and 'the gain is unknown' in tables.verdict(report)
+    assert [card.value for card in tables.cards(report)] == ['100.00', '73.86']
+    assert report.gap_closed is None
+    assert [network.key for network in report.compared] == ['distilled', 'distilled-2']
+    table = tables.network_table(report)
+    assert [row[2] for row in table.rows] == ['100.00', '50.00 (recorded)', '73.86', '81.82']
+    assert table.caption.endswith(
+        'A recorded mIoU was not measured for this page, and is compared with none.'
+    )
+    only = two_classes(*(replace(network, evaluation=None, scores=9.0) for network in report.networks))
+    assert 'recorded' not in tables.network_table(only).caption
+    assert only.compared[0].key == 'alone'
+
+
+def test_devices_that_differ_are_told():
+    one, two = (
+        Network(key, key, key, 'x', WORSE, latency=0.1, device=device)
+        for key, device in (('alone', 'H200'), ('distilled', '2 CPU threads'))
+    )
+    table = tables.network_table(two_classes(one, two))
+    assert table.head[-1] == 'Device' and [row[-1] for row in table.rows] == ['H200', '2 CPU threads']
+    table = tables.network_table(two_classes(one, replace(two, device='H200')))
+    assert table.head[-1] == 'Latency (ms)' and ', on H200.' in table.caption
+
+
+def test_the_verdict_names_what_else_differs_in_the_training():
+    config = '\n'.join(
+        [
+            "model.type = 'EncoderDecoder'",
+            "train_cfg.type = 'IterBasedTrainLoop'",
+            'train_cfg.max_iters = 40000',
+            'train_cfg.val_interval = 4000',
+            'train_dataloader.batch_size = 2',
+            'train_dataloader.num_workers = 2',
+            "train_dataloader.dataset.data_root = 'data'",
+            'load_from = None',
+            "custom_hooks.0.type = 'EMAHook'",
+        ]
+    )
+    same = config.replace('EncoderDecoder', 'SegDistiller').replace('= 4000\n', '= 8000\n')
+    same = same.replace('num_workers = 2', 'num_workers = 8').replace("'data'", "'/data'")
+    same = same.replace('load_from = None\n', '').replace('EMAHook', 'TeacherHook')
+    assert tables.training_differences(config, same) == []
+    other = same.replace('40000', '80000').replace('batch_size = 2', 'batch_size = 8')
+    other += "\nload_from = 'student.pth'"
+    keys = ['train_cfg.max_iters', 'train_dataloader.batch_size', 'load_from']
+    assert tables.training_differences(config, other) == keys
+    assert tables.training_differences(config, "model.type = 'EncoderDecoder'") == []
+    networks = (
+        Network('alone', 'alone', 'A', 'x', WORSE, config=config),
+        Network('distilled', 'distilled', 'D', 'x', BETTER, config=other),
+    )
+    assert tables.verdict(two_classes(*networks)).endswith(
+        'to 81.82. The two were not trained alike, so not all of this need be distillation: '
+        'train_cfg.max_iters, train_dataloader.batch_size, load_from differ.'
+    )
+
+
 def test_tables_have_the_values(report, page):
     found = Tables(page)
     teacher, alone, distilled = (network.evaluation for network in report.networks)

@@ -51,6 +51,26 @@ def test_roles(folder):
     assert [run.path for run in find_runs([folder]).runs] == [run.path for run in runs]  # all in a folder
 
 
+def test_a_published_distilled_student_is_not_alone(folder, tmp_path):
+    """Its config is plain."""
+    content = torch.load(folder / 'alone/iter_3.pth')
+    roles = {}
+    for marked in (False, True):
+        place = tmp_path / str(marked)
+        place.mkdir()
+        cfg = Config.fromfile(folder / 'alone/config.py')
+        cfg.model.pop('pretrained')  # as in a published config
+        cfg.model.pop('auxiliary_head')
+        write_config(place / 'student.py', cfg)
+        torch.save({**content, 'meta': {'distilled': marked}}, place / 'student.pth')
+        runs = find_runs([folder / 'alone', place / 'student.pth']).runs
+        roles[marked] = {run.path.name: run.role for run in runs}
+    assert roles[False] == {'alone': 'plain', 'student.pth': 'plain'}
+    assert roles[True] == {'alone': 'alone', 'student.pth': 'distilled'}
+    runs = find_runs([folder / 'distilled', tmp_path / 'True/student.pth']).runs
+    assert [run.role for run in runs] == ['distilled', 'distilled']
+
+
 def test_a_teacher_is_known_by_the_digest_in_a_cache(folder, tiny_configs, tmp_path):
     cfg = Config.fromfile(tiny_configs['distilled'])
     cache = tmp_path / 'cache'
