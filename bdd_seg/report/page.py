@@ -106,7 +106,6 @@ def render(report: Report) -> str:
         caveat=_caveat(report),
         cards=tables.cards(report),
         networks=tables.network_table(report) if report.networks else None,
-        images=_count_images(report),
         sections=sections,
         gallery=_gallery(report),
         differences=_config_differences(report),
@@ -144,16 +143,18 @@ def _told_apart(networks: list[Network]) -> list[Network]:
 
 def _caveat(report: Report) -> str:
     """Return the sentence on chance that a comparison of single runs needs."""
-    if report.seeds or report.compared is None:
+    if _several_seeds(report) or report.compared is None:
         return ''
     return 'One run each: several seeds would tell how much of the difference is chance.'
 
 
-def _count_images(report: Report) -> int:
-    return max((len(net.evaluation.image_mious) for net in report.networks if net.evaluation), default=0)
+def _several_seeds(report: Report) -> bool:
+    return any(len(method.mious) > 1 for method in report.seeds)
 
 
 def _seeds(report: Report) -> list[Section]:
+    if not _several_seeds(report):
+        return []
     section = Section('seeds', 'Over several seeds', 'Each dot is one training; the diamond is their mean.')
     for budget in dict.fromkeys(method.budget for method in report.seeds):
         methods = [method for method in report.seeds if method.budget == budget]
@@ -161,7 +162,7 @@ def _seeds(report: Report) -> list[Section]:
         chart = charts.seeds_chart(f'chart-seeds-{budget}', 'mIoU by method', methods)
         part = Section(f'seeds-{budget}', f'At {title}', '', [chart], [tables.seeds_table(methods, title)])
         section.parts.append(part)
-    return [section] if section.parts else []
+    return [section]
 
 
 def _classes(report: Report) -> list[Section]:

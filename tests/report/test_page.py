@@ -122,6 +122,13 @@ def test_headline_has_the_networks_the_gain_and_the_gap():
     assert 'One run each' in render(report)
 
 
+def test_a_study_of_one_seed_tells_nothing_of_the_spread(report):
+    one = [replace(method, mious={0: 50.0}) for method in report.seeds]
+    assert 'Over several seeds' in render(report) and 'One run each' not in render(report)
+    page = render(replace(report, seeds=one))
+    assert 'Over several seeds' not in page and 'One run each' in page
+
+
 @pytest.mark.parametrize(
     ('teacher', 'alone', 'distilled', 'words'),
     [
