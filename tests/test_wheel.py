@@ -86,6 +86,7 @@ def test_the_wheel_holds_modules_configs_and_tools(installed):
     assert files(package / '.mim/configs') == configs
     assert files(package / '.mim/tools') == files(ROOT / 'tools')
     assert (package / '.mim/model-index.yml').exists() and (package / 'study/demo.yaml').exists()
+    assert files(package / 'report/templates') == {'page.css', 'page.html', 'page.js'}
     modules = {name for name in files(ROOT / 'bdd_seg') if name.endswith('.py') and '.mim' not in name}
     assert {name for name in files(package) if name.endswith('.py') and '.mim' not in name} == modules
     assert {path.name for path in installed.iterdir()} == {
