@@ -1,4 +1,4 @@
-"""How far a student's class logits are from its teacher's, whichever losses it learns by."""
+"""Agreement and divergences of a student's and its teacher's class logits, whichever losses it learns by."""
 
 from collections.abc import Sequence
 from dataclasses import replace
