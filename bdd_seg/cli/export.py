@@ -223,6 +223,8 @@ def lines(exported: Exported) -> list[str]:
     if exported.fixed_because is not None:
         told.append(f'            not any size: {exported.fixed_because}')
     told.append(f'  gives     {about.gives} of {len(about.classes)} classes')
+    if about.resize is not None:
+        told.append(f'  lacks     the Resize of the test pipeline: resize images {about.resize}, before')
     if about.prepared_by:
         told.append(
             f'  lacks     {", ".join(about.prepared_by)} of the test pipeline: evaluate it with --config, '

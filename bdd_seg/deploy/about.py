@@ -55,6 +55,11 @@ class Resize(BaseModel):
             raise ValueError(f'scale {self.scale} is more than {_LONGEST} pixels')
         return self
 
+    def __str__(self) -> str:
+        ratio = 'ratio kept' if self.keep_ratio else 'ratio not kept'
+        to = f'by {self.scale_factor}' if self.scale is None else f'to {self.scale[0]}×{self.scale[1]}'
+        return f'{to} (width × height), {ratio}'
+
 
 class Windows(BaseModel):
     """Sliding windows, as ``test_cfg`` has them: (height, width) of a window and of a step."""

@@ -46,7 +46,8 @@ class PreparedImages(Sequence[Tensor]):
         info = self._infos[number]
         loaded = self._prepare(number, dict(info))
         if isinstance(loaded, Failed):
-            raise ConfigError(f'{info["img_path"]!r} cannot be read: {loaded.reason}')
+            path = str(info['img_path'])
+            raise ConfigError(loaded.reason if path in loaded.reason else f'{path!r}: {loaded.reason}')
         return loaded.inputs
 
 

@@ -52,7 +52,8 @@ class Validation:
                 self._loader = Runner.build_dataloader(settings.test_dataloader)
             except (OSError, AssertionError) as error:  # mmseg's data sets assert that files are there
                 raise ConfigError(
-                    f"the config's validation images are not on this machine: {first_line(error)}"
+                    "an mIoU takes the config's labelled validation images, which are not on this machine: "
+                    f'{first_line(error)}. Say where: --cfg-options {key}_dataloader.dataset.data_root=FOLDER'
                 ) from error
 
     def miou(self, model: BaseSegmentor, name: str) -> float:

@@ -47,7 +47,7 @@ def load_config(name: str | Path) -> Config:
         hint = similar_to(path.name, [sibling.name for sibling in siblings])
         raise ConfigError(f'config {str(name)!r} does not exist.{hint}')
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
-        hint = '. The order is CONFIG CHECKPOINT' if path.suffix in ('.pth', '.pt') else ''
+        hint = '. A checkpoint comes after its config' if path.suffix in ('.pth', '.pt') else ''
         raise ConfigError(f'config {str(name)!r} is no config file, which would end in .py{hint}')
     for lineage in _lineages(path):
         if lineage[-1] in lineage[:-1]:

@@ -34,6 +34,8 @@ _RUN_WARNINGS = (
     'DeprecationWarning: pretrained is a deprecated',  # nearly all of mmseg's configs have it
     'The draw is False',  # the hook is in all of mmseg's configs, for --show and --show-dir
     'The shape of value will convert from',  # mmseg's test-time augmentation leaves out an axis
+    '``build_pixel_sampler`` would be deprecated',  # mmseg's own heads call it
+    'When align_corners=True, the output would more aligned',  # mmseg's configs of STDC and others set it
 )
 _LOGGED_WARNINGS = (
     'The prefix is not set in metric class',  # mmseg's configs set none, and its names need none
