@@ -26,7 +26,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('checkpoint', metavar='CKPT', help='a checkpoint, or a work dir for its latest one')
     parser.add_argument('out', metavar='OUT', help='folder for the files')
-    parser.add_argument('--config', help='config of the training (default: the one beside the checkpoint)')
+    parser.add_argument(
+        '--config', help='config of the training (default: that of its work dir, or beside it)'
+    )
     parser.add_argument('--name', help="name of the files (default: the config's)")
     parser.add_argument('--safetensors', action='store_true', help='write the weights as .safetensors, too')
     parser.add_argument(
@@ -58,6 +60,8 @@ def main() -> None:
     ]
     if published.averaged:
         lines.append('weights: the average of EMAHook, which mmengine evaluates')
+    if published.test is not None:
+        lines.append(f'scores: none is known. Measure them with {published.test}')
     lines += [f'config: {change}' for change in published.changes]
     print('\n'.join(lines))
 

@@ -16,10 +16,12 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS
 
 from bdd_seg.deploy.about import About
-from bdd_seg.deploy.evaluations import SCORES, UNKNOWN, Evaluation, find_evaluations, public_name
+from bdd_seg.deploy.evaluations import SCORES, UNKNOWN, Evaluation, public_name
 from bdd_seg.distill.student import is_distiller, plain_model
-from bdd_seg.runtime.upstream.configs import leaf_datasets, type_name, walk
+from bdd_seg.runtime.upstream.configs import leaf_datasets, load_config, type_name, walk
 from bdd_seg.runtime.versions import package_versions
+
+_SCOPE = '_scope_'  # mmengine's note in what a config inherits from a package
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,12 @@ class Weights(NamedTuple):
     """The checkpoint that is published.
 
     Attributes:
-        checkpoint: Its file, which lies in the work dir of the training.
         meta: What it tells besides weights.
         averaged: Whether its weights are the average of ``EMAHook``.
         distilled: Whether they were trained with a teacher.
         parameters: Their number, of those that predict and of those that serve training only.
     """
 
-    checkpoint: Path
     meta: Mapping[str, Any]
     averaged: bool
     distilled: bool
@@ -63,6 +63,7 @@ def model_card(
     files: Mapping[str, bytes],
     changes: Sequence[str],
     notes: Notes,
+    evaluations: Sequence[Evaluation],
 ) -> str:
     """Return the model card.
 
@@ -74,8 +75,8 @@ def model_card(
         files: Name → content of the files with weights.
         changes: Sentences on what differs in the published config.
         notes: What the owner tells.
+        evaluations: Those of the checkpoint.
     """
-    evaluations = find_evaluations(weights.checkpoint, weights.meta, cfg)
     sections = [
         ('Results', _results(evaluations)),
         ('Use', _usage(name, files)),
@@ -151,15 +152,17 @@ def _summary(cfg: Config, about: About, weights: Weights) -> str:
     origin = 'Distilled.' if weights.distilled else 'Trained without a teacher.'
     if is_distiller(cfg.model):
         losses = ', '.join(code(type_name(loss)) for loss in cfg.model.get('distill_losses', []))
-        origin = f'Distilled from {_teacher_name(cfg.model.get("teacher"))} with {losses}.'
+        teacher = cfg.model.get('teacher')
+        origin = f'Distilled from {_teacher_name(teacher)}{_teacher_architecture(teacher)} with {losses}.'
     return (
-        f'Semantic segmentation of {len(about.classes)} classes: {_architecture(cfg)}, '
+        f'Semantic segmentation of {len(about.classes)} classes: {_architecture(cfg.model)}, '
         f'{predicting / 1e6:.2f} million parameters. {origin}'
     )
 
 
-def _architecture(cfg: Config) -> str:
-    model = plain_model(cfg.model)
+def _architecture(settings: Mapping[str, Any]) -> str:
+    """Return the types of backbone and head in the ``model`` settings of a config."""
+    model = plain_model(settings)
     heads = model.get('decode_head')
     head = heads[-1] if isinstance(heads, list | tuple) else heads
     parts = [model.get('backbone') or model.get('image_encoder'), head]
@@ -271,6 +274,18 @@ def _teacher_name(teacher: Any) -> str:
     return code(type_name(teacher)) if 'type' in teacher else f'a teacher ({UNKNOWN})'
 
 
+def _teacher_architecture(teacher: Any) -> str:
+    """Return the types of a teacher's backbone and head in brackets, empty where its config is not here."""
+    file = teacher.get('config') if isinstance(teacher, Mapping) else None
+    if not isinstance(file, str):
+        return ''
+    try:
+        model = load_config(file).model
+    except Exception:  # of any kind, from a program that a config is, and from modules that it imports
+        return ''
+    return f' ({_architecture(model)})'
+
+
 def _teacher_facts(teacher: Any) -> list[str]:
     if not isinstance(teacher, Mapping):
         return [UNKNOWN, UNKNOWN]
@@ -302,7 +317,9 @@ def _recipe(cfg: Config, weights: Weights) -> str:
 def _optimizer(wrapper: Mapping[str, Any]) -> str:
     """Return an optimizer, and settings of its wrapper, such as the clipping of gradients."""
     text = _typed(wrapper.get('optimizer') or {})
-    extra = {key: value for key, value in wrapper.items() if key != 'optimizer' and value is not None}
+    extra = {
+        key: value for key, value in wrapper.items() if key not in ('optimizer', _SCOPE) and value is not None
+    }
     return f'{text}; {_typed({"type": "OptimWrapper", **extra})}' if extra.keys() - {'type'} else text
 
 
@@ -353,13 +370,15 @@ def _typed(settings: Mapping[str, Any]) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    return ', '.join(f'{escape(key)} = {escape(_plain(value))}' for key, value in settings.items())
+    return ', '.join(
+        f'{escape(key)} = {escape(_plain(value))}' for key, value in settings.items() if key != _SCOPE
+    )
 
 
 def _plain(value: Any) -> Any:
-    """Return a value without what mmengine's containers add to its text."""
+    """Return a value without what mmengine adds to it: its containers, and the scope of a type."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items() if key != _SCOPE}
     return public_name(value) if isinstance(value, str) else value
 
 

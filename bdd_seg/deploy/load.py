@@ -28,6 +28,8 @@ from bdd_seg.runtime.upstream.checkpoints import (
 from bdd_seg.runtime.upstream.configs import load_config, walk
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 
+_OF_A_TRAINING = ('iter_*', 'epoch_*', 'best_*')  # names of checkpoints
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -54,9 +56,9 @@ def load_trained(
     """Load a network.
 
     Args:
-        source: A config file; a checkpoint (``.pth``, ``.safetensors``) with one config beside it, as
-            ``bdd-seg publish`` and ``export`` write it and ``bdd-seg train`` leaves it; a work dir, whose
-            latest checkpoint counts; or an exported ``.onnx`` or ``.pt2``.
+        source: A config file; a checkpoint (``.pth``, ``.safetensors``) that ``bdd-seg train`` leaves in
+            a work dir, or with one config beside it, as ``bdd-seg publish`` and ``export`` write it; a work
+            dir, whose latest checkpoint counts; or an exported ``.onnx`` or ``.pt2``.
         checkpoint: The checkpoint of a config file.
         device: On which an exported file runs; by default a GPU if there is one. Others are on the CPU.
 
@@ -118,9 +120,11 @@ def find_pair(source: str | Path, checkpoint: str | Path | None = None) -> tuple
 
 
 def config_beside(checkpoint: Path) -> Path:
-    """Return the config in a checkpoint's folder: that of the same name, else the only one.
+    """Return the config of a checkpoint: that of the same name beside it, else that of its training.
 
-    A config with the name of other weights there, as ``bdd-seg publish`` and ``export`` write it, is theirs.
+    A checkpoint that a training wrote has the config of the latest session that trained in its folder. Where
+    no such session is left, and for other checkpoints, it is the only config in the folder. A config with the
+    name of other weights there, as ``bdd-seg publish`` and ``export`` write it, is theirs.
 
     Raises:
         ConfigError: There is none, or several of other names.
@@ -128,11 +132,9 @@ def config_beside(checkpoint: Path) -> Path:
     same = checkpoint.with_suffix('.py')
     found = [same]
     if not same.is_file():
-        found = [
-            path
-            for path in sorted(checkpoint.parent.glob('*.py'))
-            if not any(path.with_suffix(suffix).is_file() for suffix in ('.pth', '.safetensors'))
-        ]
+        by_training = any(checkpoint.match(pattern) for pattern in _OF_A_TRAINING)
+        trained = training_config_file(checkpoint.parent) if by_training else None
+        found = configs_in(checkpoint.parent) if trained is None else [trained]
     if len(found) != 1:
         listed = f'several configs beside it ({", ".join(path.name for path in found)})'
         raise ConfigError(
@@ -140,6 +142,33 @@ def config_beside(checkpoint: Path) -> Path:
             'it: CONFIG.py CHECKPOINT'
         )
     return found[0]
+
+
+def configs_in(folder: Path) -> list[Path]:
+    """Return the configs in a folder but those with the name of weights there, in the order of names."""
+    return [
+        path
+        for path in sorted(folder.glob('*.py'))
+        if not any(path.with_suffix(suffix).is_file() for suffix in ('.pth', '.safetensors'))
+    ]
+
+
+def training_config_file(work_dir: Path) -> Path | None:
+    """Return the config of the latest session in a work dir that trained, None where there is none.
+
+    mmengine keeps a config for each session beside its log. That in the work dir itself may be of a later
+    test, which knows no teacher.
+    """
+    sessions = sorted(work_dir.glob('*/vis_data/config.py'), reverse=True)
+    return next((file for file in sessions if _has_trained(file.parent)), None)
+
+
+def _has_trained(session: Path) -> bool:
+    file = session / 'scalars.json'
+    if not file.is_file():
+        return False
+    with file.open() as lines:
+        return any('"loss"' in line for line in lines)
 
 
 def read_weights(checkpoint: str | Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:

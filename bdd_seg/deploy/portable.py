@@ -112,9 +112,13 @@ def own_types() -> set[str]:
 
 
 def _as_data(value: Any) -> Any:
-    """Return settings as dicts, lists, tuples and plain values, with names in place of classes."""
+    """Return settings as dicts, lists, tuples and plain values, with names in place of classes.
+
+    This package's scope, which mmengine notes in parts that a config inherits by ``bdd_seg::…``, is left out:
+    all types have their names in mmseg's.
+    """
     if isinstance(value, Mapping):
-        return {key: _as_data(item) for key, item in value.items()}
+        return {key: _as_data(item) for key, item in value.items() if (key, item) != ('_scope_', 'bdd_seg')}
     if isinstance(value, list | tuple):
         return type(value)(_as_data(item) for item in value)
     return value.__name__ if isinstance(value, type) else value

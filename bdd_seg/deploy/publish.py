@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from bdd_seg.deploy.about import KEY, About, about_model
 from bdd_seg.deploy.card import Notes, Weights, model_card
+from bdd_seg.deploy.evaluations import find_evaluations
 from bdd_seg.deploy.exported import SUFFIXES
-from bdd_seg.deploy.load import build_plain, find_pair, read_weights
+from bdd_seg.deploy.load import build_plain, configs_in, find_pair, read_weights
 from bdd_seg.deploy.portable import config_text, portable_config
 from bdd_seg.distill.student import is_distiller
 from bdd_seg.errors import ConfigError, first_line
@@ -45,6 +47,8 @@ class Published:
         bytes_before: Size of the checkpoint that was published.
         averaged: Whether its weights are the average of ``EMAHook``.
         changes: Sentences on the config.
+        test: The command that evaluates the checkpoint where no score of it is known; None where one is, or
+            where it is no ``.pth``.
     """
 
     weights: Path
@@ -54,6 +58,7 @@ class Published:
     bytes_before: int
     averaged: bool
     changes: list[str]
+    test: str | None
 
 
 def publish(
@@ -89,8 +94,10 @@ def publish(
     content = _content(checkpoint)
     model, tensors = _fitted(cfg, content, checkpoint, config)
     meta = content['meta'] if isinstance(content.get('meta'), Mapping) else {}
+    if meta.get('mmengine_version'):  # mmengine adds the commit of whatever folder it ran in
+        version = re.sub(r'([0-9a-f]{40}|unknown)$', '', str(meta['mmengine_version']))
+        meta = {**meta, 'mmengine_version': version}
     weights = Weights(
-        Path(checkpoint),
         meta,
         averaged='ema_state_dict' in content,
         distilled=is_distiller(cfg.model) or bool(meta.get('distilled')),
@@ -106,10 +113,10 @@ def publish(
     if with_safetensors:
         facts = {'format': 'pt', KEY: about.model_dump_json()}
         contents['.safetensors'] = safetensors.torch.save(tensors, facts)
-    stem = notes.name or re.sub(r'[^\w.+-]', '_', Path(config).stem)
-    name = f'{stem}-{hashlib.sha256(contents[".pth"]).hexdigest()[:8]}'
+    name = f'{notes.name or _default_name(Path(config))}-{hashlib.sha256(contents[".pth"]).hexdigest()[:8]}'
     files = {f'{name}{suffix}': content for suffix, content in contents.items()}
-    card = model_card(name, cfg, about, weights, files, portable.changes, notes)
+    evaluations = find_evaluations(Path(checkpoint), meta, cfg)
+    card = model_card(name, cfg, about, weights, files, portable.changes, notes, evaluations)
     files |= {f'{name}.py': text.encode(), 'README.md': card.encode()}
     _write(out, files, replace_card)
     return Published(
@@ -120,7 +127,38 @@ def publish(
         bytes_before=Path(checkpoint).stat().st_size,
         averaged=weights.averaged,
         changes=portable.changes,
+        test=None
+        if evaluations or Path(checkpoint).suffix != '.pth'
+        else _test_command(Path(config), checkpoint),
     )
+
+
+def _default_name(config: Path) -> str:
+    """Return the name of a config, without the digits that a published one has."""
+    config = _in_work_dir(config)
+    name = config.parents[2].resolve().name if _of_session(config) else config.stem
+    return re.sub(r'-[0-9a-f]{8}$', '', re.sub(r'[^\w.+-]', '_', name))
+
+
+def _test_command(config: Path, checkpoint: str) -> str:
+    """Return the command that evaluates a checkpoint.
+
+    The scores come to lie where they are looked for, unless that would replace the config itself.
+    """
+    folder = Path(checkpoint).parent
+    flag = [] if config.resolve().parent == folder.resolve() else ['--work-dir', str(folder)]
+    return shlex.join(['bdd-seg', 'test', str(_in_work_dir(config)), checkpoint, *flag])
+
+
+def _in_work_dir(config: Path) -> Path:
+    """Return the only config in the work dir of a session, which has its own name, else the given one."""
+    found = configs_in(config.parents[2]) if _of_session(config) else []
+    return found[0] if len(found) == 1 else config
+
+
+def _of_session(config: Path) -> bool:
+    """Return whether a config is the one beside the log of a session, all of which are ``config.py``."""
+    return config.match('*/vis_data/config.py')
 
 
 def _check_folder(out: Path, checkpoint: Path) -> None:

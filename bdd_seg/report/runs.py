@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from mmengine.config import Config
 
 from bdd_seg.deploy.exported import SUFFIXES
-from bdd_seg.deploy.load import config_beside
+from bdd_seg.deploy.load import config_beside, training_config_file
 from bdd_seg.distill.student import is_distiller, plain_model
 from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.report.data import Curve, Role, Seeds
@@ -82,7 +83,7 @@ def find_runs(paths: Iterable[str | Path], checkpoint: str | None = None) -> Fou
     Raises:
         ConfigError: A path is none of these, or no work dir has such a checkpoint.
     """
-    found = [_find(Path(path).expanduser(), checkpoint) for path in paths]
+    found = [_find(Path(normal_path(Path(path).expanduser())), checkpoint) for path in paths]
     runs = {(run.path.resolve(), run.checkpoint): run for one in found for run in one.runs}
     if checkpoint is not None and not any(run.checkpoint for run in runs.values()):
         raise ConfigError(
@@ -114,6 +115,12 @@ _EXPECTED = (
     'Give the --work-dir of a training, the folder of a study, a checkpoint in a work dir, or an exported '
     'file'
 )
+
+
+def normal_path(path: str | Path) -> str:
+    """Return a path without ``..`` in it, or as it is where that would be another file, behind a link."""
+    normal = os.path.normpath(path)
+    return normal if os.path.realpath(normal) == os.path.realpath(path) else str(path)
 
 
 def is_work_dir(folder: Path) -> bool:
@@ -148,7 +155,7 @@ def _of_work_dir(folder: Path, checkpoint: str | None = None) -> Run:
         except ConfigError as error:
             note = str(error)
         else:
-            file = None if latest is None else Path(latest)
+            file = None if latest is None else Path(normal_path(latest))
             note = '' if file else 'has no checkpoint yet'
             if file is not None and not file.is_file():
                 file, note = None, f'its checkpoint {latest} is no file on this machine'
@@ -156,29 +163,19 @@ def _of_work_dir(folder: Path, checkpoint: str | None = None) -> Run:
 
 
 def training_config(folder: Path) -> Config:
-    """Return the config of the latest training in a work dir.
-
-    mmengine keeps one for each session beside its log. That in the work dir itself may be of a later test,
-    which knows no teacher.
+    """Return the config of the latest training in a work dir, else the youngest one there.
 
     Raises:
         ConfigError: There is none, or it cannot be read.
     """
-    sessions = [path for path in sorted(folder.glob('*/vis_data'), reverse=True) if _has_trained(path)]
+    trained = training_config_file(folder)
+    if trained is not None:
+        return load_config(trained)
     dumped = sorted(folder.glob('*.py'), key=lambda path: -path.stat().st_mtime)
     others = sorted(folder.glob('*/vis_data/config.py'), reverse=True)
-    for file in [*(session / 'config.py' for session in sessions), *dumped, *others]:
-        if file.is_file():
-            return load_config(file)
+    for file in [*dumped, *others]:
+        return load_config(file)
     raise ConfigError(f'{str(folder)!r} holds no config *.py, which a training leaves there. Put it back')
-
-
-def _has_trained(session: Path) -> bool:
-    file = session / 'scalars.json'
-    if not file.is_file():
-        return False
-    with file.open() as lines:
-        return any('"loss"' in line for line in lines)
 
 
 def _study(folder: Path) -> Found:
@@ -283,7 +280,7 @@ def teacher_settings(run: Run) -> dict[str, Any]:
 def teacher_checkpoint(run: Run) -> Path | None:
     """Return the file of the teacher's weights of a distilled run, None where it is no local file."""
     checkpoint = teacher_settings(run).get('checkpoint')
-    return Path(checkpoint) if checkpoint is not None and Path(checkpoint).is_file() else None
+    return Path(normal_path(checkpoint)) if checkpoint is not None and Path(checkpoint).is_file() else None
 
 
 def _cached_checkpoint(run: Run) -> str | None:

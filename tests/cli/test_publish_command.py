@@ -36,6 +36,8 @@ def test_the_lines_tell_files_and_bytes(work, tmp_path, monkeypatch, capsys):
     assert after < before / 2
     assert f'{weights}\n' in printed
     assert f'bytes: {before:,} before, {after:,} published ({100 * after / before:.0f} %)' in printed
+    test = f'bdd-seg test {work}/distilled.py {work}/iter_6.pth'
+    assert f'scores: none is known. Measure them with {test}\n' in printed
     assert 'Scenes.' in (tmp_path / 'out/README.md').read_text()
 
 

@@ -8,7 +8,7 @@ from helpers import build
 from mmengine.config import Config
 from safetensors.torch import save_file
 
-from bdd_seg.deploy.load import build_plain, find_pair, load_trained
+from bdd_seg.deploy.load import build_plain, find_pair, load_trained, training_config_file
 from bdd_seg.errors import ConfigError
 
 
@@ -50,6 +50,27 @@ def test_other_weights_in_a_work_dir_keep_their_config(published, tiny_configs):
         shutil.copy(tiny_configs['student'], folder / name)
     assert find_pair(folder) == (str(folder / 'training.py'), str(folder / 'iter_6.pth'))
     assert find_pair(folder / 'small.pth')[0] == str(folder / 'small.py')
+
+
+def test_checkpoints_of_a_training_have_its_config(published, tiny_configs):
+    """Not that of a later test, which may have replaced the one in the work dir."""
+    _, folder = published
+    assert training_config_file(folder) is None
+    for session, record in (('20250101', 'loss'), ('20250102', 'loss'), ('20250103', 'mIoU')):
+        (folder / session / 'vis_data').mkdir(parents=True)
+        (folder / session / 'vis_data/scalars.json').write_text(f'{{"{record}": 1.0, "step": 1}}')
+        shutil.copy(tiny_configs['student'], folder / session / 'vis_data/config.py')
+    trained = folder / '20250102/vis_data/config.py'
+    shutil.copy(tiny_configs['student'], folder / 'tested.py')
+    for name in ('iter_6.pth', 'best_mIoU_iter_3.pth', 'other.pth'):
+        shutil.copy(folder / 'student.pth', folder / name)
+    assert training_config_file(folder) == trained
+    assert find_pair(folder) == (str(trained), str(folder / 'iter_6.pth'))
+    assert find_pair(folder / 'best_mIoU_iter_3.pth')[0] == str(trained)
+    assert find_pair(folder / 'other.pth')[0] == str(folder / 'tested.py')
+    assert find_pair(folder / 'student.pth')[0] == str(folder / 'student.py')
+    trained.unlink()
+    assert training_config_file(folder) == folder / '20250101/vis_data/config.py'
 
 
 def test_heads_of_the_training_are_left_out(published, tiny_configs):

@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,9 @@ from bdd_seg.deploy.evaluations import find_evaluations
 from bdd_seg.deploy.load import load_trained
 from bdd_seg.deploy.portable import config_text, portable_config
 from bdd_seg.deploy.publish import Published, publish
+from bdd_seg.distill.student import plain_config
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.upstream.configs import load_config
 
 NAMES = ('a|b', '<script>', '*c*', *(f'class {i}' for i in range(16)))
 
@@ -40,6 +44,9 @@ def run(tiny_configs, model, tmp_path_factory) -> Path:
     ]
     cfg.custom_hooks = [dict(type='EMAHook', momentum=0.1), dict(type='LossStateHook')]
     cfg.work_dir = str(folder)
+    for part in (cfg.model, cfg.optim_wrapper, cfg.train_dataloader.dataset, cfg.val_evaluator):
+        part['_scope_'] = 'bdd_seg'  # as mmengine has it where a config inherits from bdd_seg::…
+    cfg.model.distill_losses[0]['_scope_'] = 'bdd_seg'
     session = folder / '20250101_000000'
     (session / 'vis_data').mkdir(parents=True)
     cfg.dump(folder / 'distilled.py')
@@ -74,7 +81,7 @@ def run(tiny_configs, model, tmp_path_factory) -> Path:
                 'seed': 41,
                 'cfg': f'work_dir={str(folder)!r}',
                 'time': '20250101_120000',
-                'mmengine_version': '0.10.12',
+                'mmengine_version': f'0.10.12{"1f" * 20}',  # that of the folder in which it ran
             },
             'dataset_meta': {'classes': NAMES, 'palette': [[number] * 3 for number in range(19)]},
         },
@@ -112,6 +119,7 @@ def test_the_file_holds_weights_and_metadata_alone(published, model):
     assert content['meta']['dataset_meta']['classes'] == list(NAMES)
     assert content['meta']['normalisation']['mean'] == pytest.approx([123.675, 116.28, 103.53])
     assert (content['meta']['iter'], content['meta']['seed'], content['meta']['distilled']) == (6, 41, True)
+    assert content['meta']['mmengine_version'] == '0.10.12'
     assert published.weights.stat().st_size < 0.5 * published.bytes_before and published.averaged
 
 
@@ -172,7 +180,8 @@ def test_the_card_is_filled_from_the_run(card, published, tiny_configs):
         '| CityscapesDataset, leftImg8bit/val | test of this checkpoint | 13.50 | unknown | unknown |',
         '| class 2 | 45.00 |',
         '| class 0 | does not occur |',
-        'Distilled from `teacher.py` with `BDDLoss`.',
+        'Distilled from `teacher.py` (`ResNetV1c` and `PSPHead`) with `BDDLoss`.',
+        'The training ran with mmengine 0.10.12. Published',
         '| `teacher.py` | mmseg | `teacher.pth` |',
         '| `BDDLoss` | class logits | loss\\_weight = 2.5, schedule = ',
         '`SGD` (lr = 0.1, momentum = 0.9',
@@ -188,7 +197,7 @@ def test_the_card_is_filled_from_the_run(card, published, tiny_configs):
         'licences of the data set',
     ):
         assert text in card, text
-    assert '99.0' not in card and str(tiny_configs['teacher'].parent) not in card
+    assert '99.0' not in card and 'scope' not in card and str(tiny_configs['teacher'].parent) not in card
 
 
 def test_names_of_classes_are_shown_as_they_are(card):
@@ -276,6 +285,39 @@ def test_a_student_published_again_stays_distilled(published, tmp_path):
     assert 'knowledge-distillation' in card and 'of the teacher and of weights' in card
 
 
+def test_names_do_not_grow(published, tmp_path):
+    again = publish(published.weights, tmp_path / 'again')
+    assert re.fullmatch(r'distilled-[0-9a-f]{8}.pth', again.weights.name)
+    twice = publish(again.weights, tmp_path / 'twice')
+    assert twice.weights.name == again.weights.name
+
+
+def test_a_test_in_the_work_dir_takes_no_teacher_away(run, published, tmp_path):
+    """It leaves its own config, that of the student alone, in the place of the training's."""
+    folder = shutil.copytree(run, tmp_path / 'run')
+    shutil.copy(folder / 'distilled.py', folder / '20250101_000000/vis_data/config.py')
+    plain_config(Config.fromfile(folder / 'distilled.py')).dump(folder / 'distilled.py')
+    found = publish(folder / 'iter_6.pth', tmp_path / 'out')
+    assert found.weights.name == published.weights.name
+    assert torch.load(found.weights, weights_only=True)['meta']['distilled'] is True
+    assert 'Distilled from `teacher.py`' in found.card.read_text() and found.test is None
+    for session in ('20241231', '20250102', '20250103', '20250104'):
+        shutil.rmtree(folder / f'{session}_000000')
+    (folder / '20250101_000000/vis_data/scalars.json').write_text('{"loss": 1.0, "step": 6}')
+    command = f'bdd-seg test {folder}/distilled.py {folder}/iter_6.pth --work-dir {folder}'
+    assert publish(folder, tmp_path / 'untested').test == command
+    shutil.copy(folder / 'distilled.py', folder / 'tested.py')
+    assert re.fullmatch(r'run-[0-9a-f]{8}.pth', publish(folder, tmp_path / 'again').weights.name)
+
+
+def test_a_teacher_that_is_gone_is_named_alone(run, tmp_path):
+    cfg = Config.fromfile(run / 'distilled.py')
+    cfg.model.teacher.config = '/gone/big.py'
+    cfg.dump(tmp_path / 'distilled.py')
+    card = publish(run / 'iter_6.pth', tmp_path / 'out', tmp_path / 'distilled.py').card.read_text()
+    assert 'Distilled from `big.py` with `BDDLoss`.' in card
+
+
 def test_another_card_is_kept(run, published, tmp_path):
     publish(run, tmp_path)
     card = tmp_path / 'README.md'
@@ -342,6 +384,16 @@ def test_parts_of_this_package_are_replaced_or_left_out(tmp_path):
     assert 'val_dataloader' not in settings and 'val_cfg' not in settings
     assert any('need bdd_seg (UnlabelledImages)' in change for change in changes)
     assert any('images without labels' in change for change in changes)
+
+
+def test_a_config_of_this_package_loses_its_scope(tmp_path):
+    file = tmp_path / 'mine.py'
+    base = 'bdd/bdd_pspnet_r50-d8-w16_pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py'
+    file.write_text(f"_base_ = 'bdd_seg::{base}'")
+    cfg = load_config(file)
+    assert cfg.model['_scope_'] == 'bdd_seg'
+    text = config_text(portable_config(cfg).settings)
+    assert 'bdd_seg' not in text and "type='EncoderDecoder'" in text
 
 
 def test_different_folders_stay_different(tmp_path):
