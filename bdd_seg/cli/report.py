@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.errors import ConfigError
 from bdd_seg.report.collect import Options, collect
-from bdd_seg.report.page import check_packages, write_page
+from bdd_seg.report.page import check_packages, told_apart, write_page
 from bdd_seg.runtime.upstream.console import quiet_warnings
 
 
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=12,
         metavar='N',
-        help='pictures of the N images helped most, and of the N hurt most (default: 12)',
+        help='pictures of the N images helped most, and of the N hurt most, at most (default: 12)',
     )
     add_evaluation_arguments(parser)
     return parser.parse_args()
@@ -100,7 +100,8 @@ def main() -> None:
     for network in report.networks:
         if network.evaluation is None:
             print(f'{network.label}: {network.note}')
-    scores = [f'{network.role} {network.miou:.2f}' for network in report.networks if network.miou is not None]
+    named = told_apart(report.networks)
+    scores = [f'{network.label} {network.miou:.2f}' for network in named if network.miou is not None]
     print(f'mIoU: {", ".join(scores)}' if scores else 'no network could be evaluated')
     print(f'{args.out} ({args.out.stat().st_size / 1e6:.1f} MB): open it in a browser')
 

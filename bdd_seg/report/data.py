@@ -108,8 +108,8 @@ class Network:
             evaluation, that counts.
         parameters: Number of parameters.
         flops: Multiply-adds for one image of ``Report.image_size``, in sliding windows if it has them.
-        latency: Seconds for one image of that size, batch 1, on ``device``, with the resize of the logits to
-            the image and with sliding windows, as in the evaluation.
+        latency: Seconds of the network for one prepared image of that size, batch 1, on ``device``, in
+            sliding windows if it has them. Logits stay on its own grid.
         device: Of the latency: the name of a GPU, or a number of CPU threads.
         curves: Of its training, if its log was found.
         config: Its config as text, for the differences.
@@ -232,6 +232,11 @@ class Report:
         students = [network for network in self.comparable if network.role != 'teacher']
         pair = students if len(students) > 1 else self.comparable
         return (pair[0], pair[1]) if len(pair) > 1 else None
+
+    @property
+    def distils(self) -> bool:
+        """True if the two that are compared are the student alone and distilled."""
+        return [network.role for network in self.compared or ()] == ['alone', 'distilled']
 
     @property
     def gap_closed(self) -> float | None:

@@ -23,17 +23,32 @@ _JPEG_QUALITY = 80
 
 
 def choose(gains: np.ndarray, count: int) -> list[int]:
-    """Return the numbers of the images at both ends, the largest gain first.
+    """Return the numbers of the images helped most and hurt most, the largest gain first.
 
     Args:
         gains: (M,) of each image; NaN for one that cannot be told.
-        count: Number of images at each end, at most. With a gain above 0 they are at the one, below 0 at the
-            other; equal ones fill up what is left.
+        count: Number of either kind at most, above 0. A gain below 0 alone is hurt; where fewer are helped,
+            images without a change follow them.
     """
-    order = [int(number) for number in np.argsort(-gains, kind='stable') if np.isfinite(gains[number])]
-    if len(order) <= 2 * count:
-        return order
-    return [*order[:count], *order[len(order) - count :]]
+    order = _descending(gains)
+    helped = [number for number in order if gains[number] >= 0]
+    hurt = [number for number in order if gains[number] < 0]
+    return [*helped[:count], *hurt[-count:]]
+
+
+def both_ends(values: np.ndarray, count: int) -> list[int]:
+    """Return the numbers of the images with the highest and the lowest values, the highest first.
+
+    Args:
+        values: (M,) of each image; NaN for one that cannot be told.
+        count: Number of images at each end at most, above 0.
+    """
+    order = _descending(values)
+    return order if len(order) <= 2 * count else [*order[:count], *order[-count:]]
+
+
+def _descending(values: np.ndarray) -> list[int]:
+    return [int(number) for number in np.argsort(-values, kind='stable') if np.isfinite(values[number])]
 
 
 def pictures(
@@ -45,15 +60,19 @@ def pictures(
         images: The validation set.
         tallies: Key → evaluation of each network.
         pair: The keys of two networks that are compared, or of one, whose best and worst images are taken.
-        count: Number of images at each end.
+        count: Number of images at each end, at most.
     """
     if not pair or count < 1:
         return []
     mious = {key: np.array(tally.image_mious) for key, tally in tallies.items()}
-    gains = mious[pair[-1]] - mious[pair[0]] if len(pair) > 1 else mious[pair[0]]
+    if len(pair) > 1:
+        gains = mious[pair[1]] - mious[pair[0]]
+        chosen = choose(gains, count)
+    else:
+        gains, chosen = None, both_ends(mious[pair[0]], count)
     folder = os.path.commonpath([os.path.dirname(path) for path in images.paths])
     found = []
-    for number in choose(gains, count):
+    for number in chosen:
         data = pseudo_collate([images.dataset[images.numbers[number]]])
         label = images.label(data)
         maps = {key: from_png(tally.maps[number]) for key, tally in tallies.items()}
@@ -62,7 +81,7 @@ def pictures(
                 name=os.path.relpath(images.paths[number], folder),
                 layers=layers(data['inputs'][0].numpy(), label, maps, images),
                 mious={key: float(values[number]) for key, values in mious.items()},
-                gain=float(gains[number]) if len(pair) > 1 else None,
+                gain=None if gains is None else float(gains[number]),
             )
         )
     return found

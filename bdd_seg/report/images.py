@@ -135,8 +135,8 @@ class ValidationSet:
         """Return a few words: how many images of which data set."""
         total = len(self.dataset)
         count = f'{total}' if len(self.numbers) == total else f'{len(self.numbers)} of {total}'
-        folder = os.path.commonpath([os.path.dirname(path) for path in self.paths]) if self.paths else ''
-        return f'{count} images of {type(self.dataset).__name__}, {folder}'.rstrip(', ')
+        folder = os.path.normpath(os.path.commonpath([os.path.dirname(path) for path in self.paths]))
+        return f'{count} images of {type(self.dataset).__name__}, {folder}'
 
 
 def file_stamp(path: str | Path) -> list[int]:

@@ -15,11 +15,12 @@ from bdd_seg.errors import first_line
 from bdd_seg.report.data import Network
 from bdd_seg.report.evaluate import Kept, Tally, evaluate, place
 from bdd_seg.report.images import ValidationSet
-from bdd_seg.report.runs import Run, config_text, read_curves, train_command
+from bdd_seg.report.runs import Run, config_text, normal_path, read_curves, train_command
 from bdd_seg.report.subjects import Subject
 from bdd_seg.study.machine import describe_machine
 
 _SECONDS = 0.5  # of timing for each network
+_TIMED = 'network'  # without the resize of its logits: latencies of earlier versions, with it, do not count
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _with_costs(evaluated: Mapping[str, Evaluated]) -> dict[str, Evaluated]:
     by_settings = {one.settings: one for one in evaluated.values()}
     costs = {settings: _cost(one) for settings, one in by_settings.items()}
     machine = {k: v for k, v in describe_machine(torch.cuda.is_available()).items() if k != 'date'}
-    together = json.loads(json.dumps([machine, sorted(by_settings)]))
+    together = json.loads(json.dumps([_TIMED, machine, sorted(by_settings)]))
     if any(cost.get('timed_together') != together for cost in costs.values()):
         forms = {settings: one.subject.timed(_first(one)) for settings, one in by_settings.items()}
         times = in_turns(forms, _SECONDS * len(forms))
@@ -158,7 +159,7 @@ def _described(key: str, subject: Subject) -> Network:
         key=key,
         role=run.role,
         label=run.label,
-        source=str(run.path),
+        source=normal_path(run.path),
         scores=run.score,
         curves=[] if run.work_dir is None else read_curves(run.work_dir),
         config='' if run.cfg is None else config_text(run.cfg),

@@ -92,7 +92,7 @@ def render(report: Report) -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    report = replace(report, networks=_told_apart(report.networks))
+    report = replace(report, networks=told_apart(report.networks))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -131,7 +131,7 @@ def _read(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding='utf-8')
 
 
-def _told_apart(networks: list[Network]) -> list[Network]:
+def told_apart(networks: list[Network]) -> list[Network]:
     """Return the networks with their keys in labels that several of them have."""
     labels = [network.label for network in networks]
     twice = {label for label in labels if labels.count(label) > 1}
@@ -337,12 +337,12 @@ def _gallery(report: Report) -> dict[str, Any] | None:
     layers = {'image': 'Image', 'truth': 'Labels'} | labels
     layers |= {f'error.{key}': f'Errors of {label}' for key, label in labels.items()}
     compared = [network.key for network in report.compared or report.comparable[:1]]
-    distils = [network.role for network in report.compared or ()] == ['alone', 'distilled']
     return {
         'thumbnails': [_thumbnail(picture, labels) for picture in report.pictures],
         'filters': any(picture.gain is not None for picture in report.pictures),
-        'better': 'Helped' if distils else f'{labels[compared[-1]]} better' if compared else '',
-        'worse': 'Hurt' if distils else f'{labels[compared[0]]} better' if compared else '',
+        'counts': tables.image_counts(report),
+        'better': 'Helped' if report.distils else f'{labels[compared[-1]]} better' if compared else '',
+        'worse': 'Hurt' if report.distils else f'{labels[compared[0]]} better' if compared else '',
         'settings': script_json({'layers': layers, 'sides': ['truth', *compared][-2:]}),
         'classes': [
             (name, 'rgb({}, {}, {})'.format(*colour))

@@ -95,24 +95,14 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Return the sentence that says whether distillation helped, or what else the networks show.
+    """Return the sentence that says whether distillation helped, or how else the two compared differ.
 
     A second one names the settings of the training in which the student alone differs from the distilled one.
     """
-    teacher, alone, distilled = (report.first(role) for role in ('teacher', 'alone', 'distilled'))
-    if not _known(distilled):
-        return _verdict_of_plain(report)
+    if not report.distils or not all(map(_known, report.compared or ())):
+        return _verdict_without_gain(report)
+    alone, distilled = report.first('alone'), report.first('distilled')
     reached = f'{number(_miou(distilled))} mIoU'
-    if not _known(alone):
-        text = f'The distilled student reaches {reached}.'
-        if _known(teacher):
-            below = _miou(teacher) - _miou(distilled)
-            text = text[:-1] + (
-                f', {number(below)} points below its teacher.'
-                if below >= 0
-                else f', {number(-below)} points above its teacher.'
-            )
-        return text + ' No evaluated run of the student alone is among these, so the gain is unknown.'
     gain = _miou(distilled) - _miou(alone)
     if abs(gain) < 0.005:
         text = f'Distillation changed nothing: the student stays at {reached}'
@@ -174,20 +164,37 @@ def training_differences(first: str, second: str) -> list[str]:
     return [key for key in dict.fromkeys([*one, *two]) if one.get(key, 'None') != two.get(key, 'None')]
 
 
-def _verdict_of_plain(report: Report) -> str:
+def _verdict_without_gain(report: Report) -> str:
+    """Return the sentences on two networks that are not the student alone and distilled, or on one."""
     known = [network for network in report.comparable if _known(network)]
     if not known:
         return 'No network has an mIoU yet.'
+    pair = [network for network in report.compared or () if _known(network)]
+    text = _difference(*pair) if len(pair) == 2 else _reached((pair or known)[0]) + '.'
     best = max(known, key=_miou)
-    if len(known) == 1:
-        return f'{best.label} reaches {number(_miou(best))} mIoU.'
-    others = sorted((network for network in known if network is not best), key=_miou, reverse=True)
-    lead = _miou(best) - _miou(others[0])
-    if lead < 0.005:
-        return f'{best.label} and {others[0].label} are level at {number(_miou(best))} mIoU.'
-    return (
-        f'{best.label} reaches {number(_miou(best))} mIoU, {number(lead)} points more than {others[0].label}.'
-    )
+    if best.role != 'teacher' and _miou(best) > max(map(_miou, pair or known)):
+        text += f' The best of all is {best.label}, at {number(_miou(best))} mIoU.'
+    if any(network.role == 'distilled' for network in known) and not _known(report.first('alone')):
+        text += (
+            ' No evaluated run of the student alone is among these, so the gain by distillation is unknown.'
+        )
+    return text
+
+
+def _difference(first: Network, second: Network) -> str:
+    """Return the sentence that says how the mIoU of a network differs from that of another one."""
+    lead = _miou(second) - _miou(first)
+    if (first.role, second.role) == ('teacher', 'distilled'):
+        side = 'below' if lead < 0 else 'above'
+        return f'{_reached(second)}, {number(abs(lead))} points {side} its teacher, {first.label}.'
+    if abs(lead) < 0.005:
+        return f'{first.label} and {second.label} are level at {number(_miou(first))} mIoU.'
+    more = 'more' if lead > 0 else 'less'
+    return f'{_reached(second)}, {number(abs(lead))} points {more} than {first.label}.'
+
+
+def _reached(network: Network) -> str:
+    return f'{network.label} reaches {number(_miou(network))} mIoU'
 
 
 def _known(network: Network | None) -> bool:
@@ -199,22 +206,29 @@ def _miou(network: Network | None) -> float:
 
 
 def cards(report: Report) -> list[Card]:
-    """Return the figures of the headline: up to three networks, the gain and the share of the gap closed."""
-    roles: tuple[Role, ...] = ('teacher', 'alone', 'distilled')
-    shown = [network for network in map(report.first, roles) if network is not None]
-    if report.first('distilled') is None or len(shown) < 2:
-        shown = report.comparable[:3]
+    """Return the figures of the headline: the teacher, the two compared, and how these differ.
+
+    That is their gain, or a difference where one is the teacher. With the student alone and distilled there
+    is the share of the gap closed.
+    """
+    pair = report.compared
+    shown = report.comparable[:1]
+    if pair is not None:
+        keys = {network.key for network in (report.first('teacher'), *pair) if network is not None}
+        shown = [network for network in report.comparable if network.key in keys]
     result = [
         Card(ROLES[network.role], number(network.miou), network.label, network.role)
         for network in shown
         if _known(network)
     ]
-    pair = report.compared
-    if pair is not None and all(network in shown and _known(network) for network in pair):
+    if pair is not None and all(map(_known, pair)):
         first, second = pair
         gain = _miou(second) - _miou(first)
-        note = f'points over {"the student alone" if first.role == "alone" else first.label}'
-        result.append(Card('Gain', signed(gain), note, 'loss' if gain < 0 else 'gain'))
+        if first.role == 'teacher':
+            result.append(Card('Difference', signed(gain), f'points against {first.label}', 'gap'))
+        else:
+            note = f'points over {"the student alone" if first.role == "alone" else first.label}'
+            result.append(Card('Gain', signed(gain), note, 'loss' if gain < 0 else 'gain'))
     if (closed := report.gap_closed) is not None and math.isfinite(closed):
         value = signed(closed, 0).lstrip('+')
         result.append(Card('Gap closed', f'{value}%', 'of the way from student to teacher', 'gap', closed))
@@ -249,8 +263,9 @@ def network_table(report: Report) -> Table:
         )
     where = f', on {devices[0]}' if len(devices) == 1 else ''
     caption = (
-        f'Scores in percent. GFLOPs, as multiply-adds, and latency are those of one image{size}, in '
-        f'sliding windows where test_cfg says so{where}.'
+        f'Scores in percent. GFLOPs, as multiply-adds, and latency are those of the network on one prepared '
+        f'image{size}, in sliding windows where test_cfg says so. The resize of its logits to the size of '
+        f'the file, much the same for all networks, is not timed. They took turns{where}.'
     )
     if mixed and any(map(_recorded, report.networks)):
         caption += ' A recorded mIoU was not measured for this page, and is compared with none.'
@@ -268,6 +283,19 @@ def evaluated_pair(report: Report) -> tuple[Evaluation, Evaluation] | None:
     """Return the evaluations of the two networks that are compared, None unless there are both."""
     results = [network.evaluation for network in report.compared or ()]
     return (results[0], results[1]) if len(results) == 2 and results[0] and results[1] else None
+
+
+def image_counts(report: Report) -> str:
+    """Return the sentence that says on how many images each of the two compared is better, empty for one."""
+    pair = evaluated_pair(report)
+    if pair is None or report.compared is None:
+        return ''
+    gains = pair[1].image_mious - pair[0].image_mious
+    first, second = report.compared
+    return (
+        f'Of {len(gains)} images, {(gains > 0).sum()} are better with {second.label}, and '
+        f'{(gains < 0).sum()} with {first.label}.'
+    )
 
 
 def class_order(report: Report) -> np.ndarray:

@@ -76,7 +76,7 @@ def _measures(
         ('calibration error (%)', 2, error),
         ('parameters (M)', 2, scaled('parameters', 1e-6)),
         (f'GFLOPs{size}', 2, scaled('flops', 1e-9)),
-        (f'milliseconds per image, {devices}', 1, scaled('latency', 1e3)),
+        (f'latency (ms), {devices}', 1, scaled('latency', 1e3)),
     ]
 
 
@@ -88,6 +88,7 @@ def _lines(report: Report, first: Network, second: Network) -> Iterator[str]:
     """Yield what follows the table."""
     yield f'A: {first.source}' + (f' ({first.note})' if first.note else '')
     yield f'B: {second.source}' + (f' ({second.note})' if second.note else '')
+    yield 'latency: the network on one prepared image, without the resize of its logits'
     if first.evaluation is None or second.evaluation is None:
         return
     gains = second.evaluation.ious - first.evaluation.ious

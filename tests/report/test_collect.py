@@ -19,7 +19,7 @@ from bdd_seg.errors import ConfigError
 from bdd_seg.report import networks, subjects
 from bdd_seg.report.collect import Options, collect
 from bdd_seg.report.data import Report
-from bdd_seg.report.gallery import choose
+from bdd_seg.report.gallery import both_ends, choose
 from bdd_seg.report.subjects import live_teacher
 from bdd_seg.teachers.segmentors import run as run_segmentor
 from work_dirs import write_config, write_run
@@ -136,26 +136,28 @@ def test_latencies_of_other_networks_are_taken_again(report, runs, tiny_configs,
     cfg = Config.fromfile(tiny_configs['student'])
     cfg.model.test_cfg = dict(mode='slide', crop_size=(32, 64), stride=(16, 48))
     other = write_run(tmp_path / 'windows', cfg)
-    calls, plain = [], EncoderDecoder.encode_decode
+    calls, plain = [], EncoderDecoder._forward
 
-    def encode(self, inputs, metas):
-        calls.append(inputs.shape)
-        return plain(self, inputs, metas)
-
-    monkeypatch.setattr(EncoderDecoder, 'encode_decode', encode)
+    def forward(self, inputs, data_samples=None):
+        logits = plain(self, inputs, data_samples)
+        calls.append((inputs.shape[2:], logits.shape[2:]))
+        return logits
 
     def in_turns(forms, seconds):
-        calls.clear()
-        for form in forms.values():
-            form()
+        with monkeypatch.context() as patch:
+            patch.setattr(EncoderDecoder, '_forward', forward)
+            patch.setattr(EncoderDecoder, 'predict', None)
+            for form in forms.values():
+                form()
         return {name: [1000.0 * (number + 1)] for number, name in enumerate(forms)}
 
     monkeypatch.setattr(networks, 'in_turns', in_turns)
     assert collect([work_dir], Options(pictures=0)).networks[0].latency == 1.0 != report.networks[1].latency
+    calls.clear()
     first, second = collect([work_dir, other], Options(pictures=0)).networks
     assert (first.latency, second.latency) == (1.0, 2.0)
-    # As the evaluation runs it: 2 × 2 windows over the whole image.
-    assert calls == [(1, 3, 48, 96)] + 4 * [(1, 3, 32, 64)]
+    # The network alone, logits on its own grid; the other one in 2 × 2 windows, as in the evaluation.
+    assert calls == [((48, 96), (6, 12))] + 4 * [((32, 64), (4, 8))]
     assert second.flops == pytest.approx(4 * first.flops * (32 * 64) / (48 * 96), rel=0.1)
     calls.clear()
     assert collect([other, work_dir], Options(pictures=0)).networks[1].latency == 1.0 and calls == []
@@ -211,7 +213,7 @@ def test_the_page(report, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['bdd-seg report', *map(str, words)])
     command.main()
     printed = capsys.readouterr().out
-    scores = ', '.join(f'{network.role} {network.miou:.2f}' for network in report.networks)
+    scores = ', '.join(f'{network.label} {network.miou:.2f}' for network in report.networks)
     assert f'mIoU: {scores}\n' in printed and f'{out} (' in printed
     assert f'{report.first("distilled").miou:.1f}' in out.read_text()
 
@@ -308,3 +310,7 @@ def test_the_ends_of_the_gains():
     assert choose(gains, 1) == [3, 1]
     assert choose(gains, 2) == [3, 0, 5, 1]
     assert choose(gains, 9) == [3, 0, 4, 5, 1]
+    assert choose(gains, 3) == [3, 0, 4, 5, 1]
+    # None is hurt, and so none fills that half.
+    assert choose(gains + 4, 2) == [3, 0] and choose(gains - 4, 1) == [1]
+    assert both_ends(gains + 4, 1) == [3, 1] and both_ends(gains + 4, 9) == [3, 0, 4, 5, 1]

@@ -14,6 +14,7 @@ from bdd_seg.cli import compare
 from bdd_seg.deploy.about import About
 from bdd_seg.deploy.load import load_trained
 from bdd_seg.report.collect import Options, collect
+from bdd_seg.report.runs import normal_path
 from bdd_seg.report.terminal import confusion_changes
 from work_dirs import write_config, write_run
 
@@ -59,7 +60,8 @@ def test_twenty_lines(printed, runs):
     }
     for name, (one, two) in values.items():
         assert row(text, name) == pytest.approx([one, two, two - one], abs=0.0051)
-    assert row(text, 'milliseconds per image, 1 CPU thread')[0] > 0
+    assert row(text, 'latency (ms), 1 CPU thread')[0] > 0
+    assert 'latency: the network on one prepared image, without the resize of its logits' in text
     gains = distilled.evaluation.ious - alone.evaluation.ious
     best = int(np.nanargmax(gains))
     assert f'gained most: {report.classes[best]} +{gains[best]:.1f}' in text
@@ -74,6 +76,18 @@ def test_the_order_is_that_of_the_command(printed, runs):
     forth, back = printed(runs / 'alone', runs / 'distilled'), printed(runs / 'distilled', runs / 'alone')
     assert row(forth, 'mIoU')[:2] == row(back, 'mIoU')[1::-1]
     assert row(forth, 'mIoU')[2] == -row(back, 'mIoU')[2]
+
+
+def test_paths_are_shown_without_detours(printed, runs):
+    text = printed(runs / 'alone/../alone', runs / 'alone/../distilled/iter_6.pth')
+    assert f'A: {runs}/alone\n' in text and f'B: {runs}/distilled/iter_6.pth\n' in text
+
+
+def test_a_detour_through_a_link_stays(tmp_path):
+    (tmp_path / 'a/b').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'a/b')
+    assert normal_path(tmp_path / 'link/../b') == f'{tmp_path}/link/../b'
+    assert normal_path(tmp_path / 'a/b/../c') == f'{tmp_path}/a/c'
 
 
 def test_confusions_in_percent_of_the_true_class():

@@ -146,11 +146,11 @@ def test_a_study_of_one_seed_tells_nothing_of_the_spread(report):
             80,
             None,
             65,
-            'The distilled student reaches 65.00 mIoU, 15.00 points below its teacher. No evaluated run',
+            'distilled reaches 65.00 mIoU, 15.00 points below its teacher, teacher. No evaluated run',
         ),
         (60, None, 65, '5.00 points above its teacher'),
-        (None, None, 65, 'The distilled student reaches 65.00 mIoU. No evaluated run of the student alone'),
-        (80, 60, None, 'teacher reaches 80.00 mIoU, 20.00 points more than alone.'),
+        (None, None, 65, 'distilled reaches 65.00 mIoU. No evaluated run of the student alone'),
+        (80, 60, None, 'alone reaches 60.00 mIoU, 20.00 points less than teacher.'),
         (60, 60, None, 'teacher and alone are level at 60.00 mIoU.'),
         (None, 60, None, 'alone reaches 60.00 mIoU.'),
         (None, 60, float('nan'), 'alone reaches 60.00 mIoU.'),
@@ -175,8 +175,13 @@ def test_scores_of_other_measurements_are_not_compared():
         Network('distilled', 'distilled', 'D', 'x', WORSE),
         Network('distilled-2', 'distilled', 'D2', 'x', BETTER, scores=20.0),
     )
-    assert 'from 50' not in tables.verdict(report) and 'the gain is unknown' in tables.verdict(report)
-    assert [card.value for card in tables.cards(report)] == ['100.00', '73.86']
+    assert tables.verdict(report) == (
+        'D2 reaches 81.82 mIoU, 7.95 points more than D. No evaluated run of the student alone is among '
+        'these, so the gain by distillation is unknown.'
+    )
+    cards = tables.cards(report)
+    assert [card.value for card in cards] == ['100.00', '73.86', '81.82', '+7.95']
+    assert cards[-1].note == 'points over D'
     assert report.gap_closed is None
     assert [network.key for network in report.compared] == ['distilled', 'distilled-2']
     table = tables.network_table(report)
@@ -187,6 +192,40 @@ def test_scores_of_other_measurements_are_not_compared():
     only = two_classes(*(replace(network, evaluation=None, scores=9.0) for network in report.networks))
     assert 'recorded' not in tables.network_table(only).caption
     assert only.compared[0].key == 'alone'
+
+
+def test_verdict_and_gain_are_of_the_two_that_are_compared():
+    a, b, c = (
+        Network(name, 'plain', name, 'x', result)
+        for name, result in (('A', BETTER), ('B', WORSE), ('C', BEST))
+    )
+    report = two_classes(a, b, c)
+    assert tables.verdict(report) == (
+        'B reaches 73.86 mIoU, 7.95 points less than A. The best of all is C, at 100.00 mIoU.'
+    )
+    cards = tables.cards(report)
+    assert [(card.value, card.note) for card in cards][-1] == ('−7.95', 'points over A')
+    teacher, distilled = (replace(c, role='teacher', label='T'), replace(b, role='distilled', label='D'))
+    report = two_classes(teacher, distilled)
+    assert 'D reaches 73.86 mIoU, 26.14 points below its teacher, T.' in tables.verdict(report)
+    card = tables.cards(report)[-1]
+    assert (card.name, card.value, card.note) == ('Difference', '−26.14', 'points against T')
+    assert 'Did it help?' not in render(report)
+
+
+def test_the_gallery_says_how_many_images_gained():
+    alone = replace(WORSE, image_mious=np.array([50.0, 50.0, 50.0, np.nan]))
+    distilled = replace(BETTER, image_mious=np.array([60.0, 55.0, 50.0, np.nan]))
+    networks = (
+        Network('alone', 'alone', 'A', 'x', alone),
+        Network('distilled', 'distilled', 'D', 'x', distilled),
+    )
+    image = encode(np.zeros((4, 8, 3), np.uint8))
+    page = render(
+        two_classes(*networks, pictures=[Picture('a.png', {'image': image}, {'alone': 50.0}, 10.0)])
+    )
+    assert 'Of 4 images, 2 are better with D, and 0 with A.' in page
+    assert '>Helped (1)</button>' in page and '>Hurt (0)</button>' in page
 
 
 def test_devices_that_differ_are_told():
