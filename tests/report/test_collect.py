@@ -13,6 +13,7 @@ from helpers import ROOT, build, complaint, logged, train
 from mmengine.config import Config
 from mmseg.models import EncoderDecoder
 from PIL import Image
+from written_runs import write_config, write_run
 
 from bdd_seg.cli import report as command
 from bdd_seg.errors import ConfigError
@@ -22,7 +23,6 @@ from bdd_seg.report.data import Report
 from bdd_seg.report.gallery import both_ends, choose
 from bdd_seg.report.subjects import live_teacher
 from bdd_seg.teachers.segmentors import run as run_segmentor
-from work_dirs import write_config, write_run
 
 TOOL = ROOT / 'bdd_seg/cli/report.py'
 

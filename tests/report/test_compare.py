@@ -9,6 +9,7 @@ import pytest
 from helpers import ROOT, complaint
 from mmengine.config import Config
 from safetensors.torch import save_file
+from written_runs import write_config, write_run
 
 from bdd_seg.cli import compare
 from bdd_seg.deploy.about import About
@@ -16,7 +17,6 @@ from bdd_seg.deploy.load import load_trained
 from bdd_seg.report.collect import Options, collect
 from bdd_seg.report.runs import normal_path
 from bdd_seg.report.terminal import confusion_changes
-from work_dirs import write_config, write_run
 
 TOOL = ROOT / 'bdd_seg/cli/compare.py'
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from helpers import small_study
 from mmengine.config import Config
+from written_runs import write_config, write_log, write_run
 
 from bdd_seg.distill.student import plain_config
 from bdd_seg.errors import ConfigError
 from bdd_seg.report.runs import config_text, find_runs, read_curves, seeds_of, training_config
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.study.results import Results
-from work_dirs import write_config, write_log, write_run
 
 
 @pytest.fixture(scope='module')
