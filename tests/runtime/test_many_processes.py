@@ -6,7 +6,6 @@ from helpers import CONFIGS, complaint, logged, weights
 from many_processes import TEST, TRAIN, failure, job, relative_errors, torchrun, write_config
 from mmengine.config import Config
 from mmengine.runner import Runner
-from warm_python import warm_python
 
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
@@ -51,7 +50,7 @@ def test_a_restarted_job_ends_as_one_process_that_was_never_killed(tiny_configs,
     marker, run = tmp_path / 'killed', tmp_path / 'two'
     killed = failure(rank=1, iteration=4, how='die', marker=str(marker))
     config = write_config(tmp_path / 'two.py', tiny_configs['distilled'], batch_size=2, extra=killed)
-    command = [*torchrun(2, '--max-restarts=1', python=warm_python()), TRAIN, config, '--work-dir', run]
+    command = [*torchrun(2, '--max-restarts=1'), TRAIN, config, '--work-dir', run]
     command += ['--launcher', 'pytorch', '--resume']
     with job(command, tmp_path / 'log.txt', tmp_path) as started:
         assert started.wait() == 0, started.output[-3000:]
