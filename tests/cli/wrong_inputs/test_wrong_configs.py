@@ -425,7 +425,7 @@ NO_CONFIGS = [
     NoConfig('a folder', "config '.*' is a folder. Give the file in it", '.'),
     NoConfig('a text', "config '.*notes.txt' is no config file, which would end in .py$", 'notes.txt'),
     NoConfig(
-        'a checkpoint', "teacher.pth' is no config file, .* A checkpoint comes after its config", 'teacher.pth'
+        'a checkpoint', "teacher.pth' is no config file, .* A checkpoint comes after", 'teacher.pth'
     ),
     NoConfig('bytes', "bytes.py': UnicodeDecodeError", 'bytes.py'),
     NoConfig('a list in YAML', 'list.yaml.: AttributeError', 'list.yaml'),
