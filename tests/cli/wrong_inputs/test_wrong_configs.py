@@ -424,9 +424,7 @@ NO_CONFIGS = [
     NoConfig('a long name', "config 'xxx.* does not exist", f'{LONG}.py'),
     NoConfig('a folder', "config '.*' is a folder. Give the file in it", '.'),
     NoConfig('a text', "config '.*notes.txt' is no config file, which would end in .py$", 'notes.txt'),
-    NoConfig(
-        'a checkpoint', "teacher.pth' is no config file, .* A checkpoint comes after", 'teacher.pth'
-    ),
+    NoConfig('a checkpoint', "teacher.pth' is no config file, .* A checkpoint comes after", 'teacher.pth'),
     NoConfig('bytes', "bytes.py': UnicodeDecodeError", 'bytes.py'),
     NoConfig('a list in YAML', 'list.yaml.: AttributeError', 'list.yaml'),
     NoConfig('half a JSON', 'half.json., line 1: JSONDecodeError', 'half.json'),
