@@ -18,7 +18,6 @@ import bdd_seg  # noqa: F401  first: it says what an installation lacks
 # isort: split
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
@@ -36,7 +35,7 @@ from bdd_seg.deploy.verify import default_size, export_verified
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.atomic_files import write_atomically, write_json
 from bdd_seg.runtime.upstream.configs import load_config, type_name, walk
-from bdd_seg.runtime.upstream.console import quiet_warnings
+from bdd_seg.runtime.upstream.console import quiet_libraries
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / 'configs/pspnet/pspnet_r18-d8-w16_1xb8-demo_street-scenes-96x192.py'
@@ -75,8 +74,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark."""
     args = parse_args()
-    quiet_warnings()
-    MMLogger.get_instance('mmengine', log_level='WARNING')  # mmseg's metric prints a table of all classes
+    quiet_libraries()  # mmseg's metric logs a table of all classes
     init_default_scope('mmseg')
     make_folder(args.work_dir, '--work-dir')
     train, val = args.scenes

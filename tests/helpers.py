@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 import runpy
 import subprocess
@@ -147,6 +148,16 @@ class LoadCoordinates(BaseTransform):
         results['gt_seg_map'] = (x // 8 % 5).astype(np.uint8)
         results['seg_fields'].append('gt_seg_map')
         return results
+
+
+class Hostile:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
 
 
 def distributions(logits: Tensor, domain: str, tau: float, mask: Tensor | None) -> list[Tensor]:

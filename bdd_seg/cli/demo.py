@@ -6,7 +6,6 @@ to interrupt: the same command goes on where it stopped, and reuses what is fini
 
 import argparse
 import json
-import logging
 import math
 import os
 import shlex
@@ -16,14 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from prettytable import PrettyTable
 
 import bdd_seg.study
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.cli.scenes import draw
-from bdd_seg.deploy.load import build_plain
+from bdd_seg.deploy.load import build_plain, inference_config
 from bdd_seg.errors import ConfigError
 from bdd_seg.report import cost
 from bdd_seg.report.collect import Options, collect
@@ -32,7 +30,7 @@ from bdd_seg.runtime.guards.work_dir import hold_work_dir
 from bdd_seg.runtime.upstream.atomic_files import write_json
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.configs import load_config
-from bdd_seg.runtime.upstream.console import quiet_warnings
+from bdd_seg.runtime.upstream.console import quiet_libraries
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 from bdd_seg.study.configs import reference_runs
 from bdd_seg.study.logs import seconds_per_iteration
@@ -194,8 +192,7 @@ def print_table(session: Session, checkpoint: Path, seed: int, seconds: float) -
 
 def write_report(folder: Path, command: str) -> None:
     """Write the report page of the demo, unless the packages that it takes are not installed."""
-    quiet_warnings()
-    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    quiet_libraries()
     page = folder / 'report.html'
     try:
         check_packages()
@@ -211,7 +208,7 @@ def complexity(config: Path) -> tuple[float, float]:
     """Return the parameters in millions and the GFLOPs (multiply-adds) for one scene, those of inference."""
     with warnings.catch_warnings():  # of the losses, which do not run
         warnings.simplefilter('ignore')
-        model = build_plain(cost.without_auxiliary_heads(load_config(config))).eval()
+        model = build_plain(inference_config(load_config(config))).eval()
     flops, _ = cost.operations(model, run_segmentor, torch.zeros(1, 3, *SIZE))
     return cost.parameters(model) / 1e6, (flops or math.nan) / 1e9
 

@@ -7,7 +7,6 @@ weights if they are an address.
 """
 
 import argparse
-import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from bdd_seg.cli.arguments import Options
@@ -27,7 +25,7 @@ from bdd_seg.distill.student import PLAIN_TYPES, is_distiller
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.data import class_names
 from bdd_seg.runtime.upstream.configs import load_config
-from bdd_seg.runtime.upstream.console import quiet_warnings
+from bdd_seg.runtime.upstream.console import quiet_libraries
 from bdd_seg.teachers import NetworkTeacher
 from bdd_seg.teachers.class_map import draft, fitting_map
 from bdd_seg.teachers.metafile import published
@@ -65,8 +63,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the command."""
     args = parse_args()
-    quiet_warnings()
-    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    quiet_libraries()
     out = Path(args.out)
     if out.suffix != '.py':
         raise ConfigError(f'--out {args.out!r} must be a Python file, such as my_pair.py')

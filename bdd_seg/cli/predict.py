@@ -12,13 +12,11 @@ files in its folders labels, overlays and probabilities are not, unless with --f
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 import torch
 from mmengine.device import get_device
-from mmengine.logging import MMLogger
 
 from bdd_seg.cli.arguments import make_folder
 from bdd_seg.cli.errors import one_line_errors
@@ -26,7 +24,7 @@ from bdd_seg.deploy.load import load_trained
 from bdd_seg.deploy.media import IMAGES, VIDEOS, find_sources
 from bdd_seg.deploy.predict import Outcome, Wanted, claim_folder, predict_all
 from bdd_seg.errors import ConfigError, first_line
-from bdd_seg.runtime.upstream.console import quiet_warnings
+from bdd_seg.runtime.upstream.console import quiet_libraries
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,8 +72,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the command."""
     args = parse_args()
-    quiet_warnings()
-    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    quiet_libraries()
     for flag, value, fits in (
         ('--batch-size', args.batch_size, args.batch_size is None or args.batch_size > 0),
         ('--workers', args.workers, args.workers >= 0),

@@ -6,17 +6,14 @@ the checkpoint and the log. Plain MMSegmentation loads them. OUT may not be the 
 """
 
 import argparse
-import logging
 import re
-
-from mmengine.logging import MMLogger
 
 from bdd_seg.cli.arguments import make_folder
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.deploy.card import Notes
 from bdd_seg.deploy.publish import publish
 from bdd_seg.errors import ConfigError
-from bdd_seg.runtime.upstream.console import quiet_warnings
+from bdd_seg.runtime.upstream.console import quiet_libraries
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,8 +40,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the command."""
     args = parse_args()
-    quiet_warnings()
-    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    quiet_libraries()
     if args.name is not None and not re.fullmatch(r'\w[\w.+-]*', args.name):
         raise ConfigError(f'--name {args.name!r} must be letters, digits, and any of _ . + -')
     make_folder(args.out, 'OUT')

@@ -6,19 +6,17 @@ disk. Evaluations are kept beside the networks, so that a second call is quick.
 """
 
 import argparse
-import logging
 import shlex
 import sys
 from pathlib import Path
 
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.errors import ConfigError
 from bdd_seg.report.collect import Options, collect
 from bdd_seg.report.page import check_packages, told_apart, write_page
-from bdd_seg.runtime.upstream.console import quiet_warnings
+from bdd_seg.runtime.upstream.console import quiet_libraries
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,8 +66,7 @@ def prepare(args: argparse.Namespace) -> None:
     """
     if args.max_images is not None and args.max_images < 1:
         raise ConfigError(f'--max-images must be at least 1, not {args.max_images}')
-    quiet_warnings()
-    MMLogger.get_instance('mmengine', log_level=logging.WARNING)
+    quiet_libraries()
     init_default_scope('mmseg')
 
 

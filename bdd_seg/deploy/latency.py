@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bdd_seg.deploy.network import DeployedNetwork
 from bdd_seg.teachers.frozen import FOLDING_TOLERANCE, relative_error
-from bdd_seg.teachers.onnx import import_onnxruntime
+from bdd_seg.teachers.onnx import import_onnxruntime, session_options
 
 _WARM_UP = 3
 _SECONDS = 10.0  # for all that is compared with one number of threads
@@ -141,13 +141,10 @@ def with_folded_batch_norm(network: torch.nn.Module, image: Tensor) -> torch.nn.
 
 def _onnx(file: Path, image: Tensor, threads: int) -> Callable[[], Any]:
     """Return a function that runs a file on an image."""
-    runtime = import_onnxruntime()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
+    options = session_options(threads)
     # Else its threads spin while torch has its turn.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    session = runtime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    session = import_onnxruntime().InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
     inputs = {'image': image.numpy()}
     return lambda: session.run(None, inputs)
 

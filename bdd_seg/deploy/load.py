@@ -83,16 +83,40 @@ def trained_of(cfg: Config, checkpoint: str | Path) -> Trained:
     Raises:
         ConfigError: The checkpoint is missing or damaged, or its weights do not fit.
     """
+    cfg = inference_config(cfg)
+    model, meta = load_model(cfg, checkpoint)
+    return Trained(model, about_model(model, cfg, meta.get('dataset_meta')), cfg, Path(checkpoint), meta)
+
+
+def inference_config(cfg: Config) -> Config:
+    """Return a copy of a whole config with the network that runs once the training is over.
+
+    That is the plain student without auxiliary heads.
+    """
     cfg = plain_config(cfg)
     cfg.model.pop(AUXILIARY, None)
+    return cfg
+
+
+def load_model(cfg: Config, checkpoint: str | Path) -> tuple[BaseSegmentor, Mapping[str, Any]]:
+    """Build the network of a config with its weights.
+
+    Args:
+        cfg: The whole config, as :func:`inference_config` returns it.
+        checkpoint: A ``.pth`` or ``.safetensors``.
+
+    Returns:
+        The network in eval mode, and what the checkpoint tells besides weights.
+
+    Raises:
+        ConfigError: The checkpoint is missing or damaged, or its weights do not fit.
+    """
     weights, meta = read_weights(checkpoint)
     model = build_plain(cfg)
     mismatch = load_and_report_mismatch(model, weights)
     if mismatch:
         raise ConfigError(f'{checkpoint} does not fit the model of {cfg.filename}: {mismatch}')
-    return Trained(
-        model.eval(), about_model(model, cfg, meta.get('dataset_meta')), cfg, Path(checkpoint), meta
-    )
+    return model.eval(), meta
 
 
 def find_pair(source: str | Path, checkpoint: str | Path | None = None) -> tuple[str, str]:

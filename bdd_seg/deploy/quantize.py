@@ -17,7 +17,7 @@ from bdd_seg.deploy.images import as_inputs, spread
 from bdd_seg.deploy.network import DeployedNetwork
 from bdd_seg.deploy.quantizable import QuantizableGraph, import_quantizer
 from bdd_seg.errors import ConfigError
-from bdd_seg.teachers.onnx import import_onnxruntime
+from bdd_seg.teachers.onnx import import_onnxruntime, session_options
 
 _RANKING_IMAGES = 4
 _AGREEMENT_IMAGES = 8
@@ -61,12 +61,9 @@ def divergence(own: np.ndarray, other: np.ndarray) -> float:
 
 def run(model: Path | bytes, inputs: Iterable[np.ndarray]) -> list[np.ndarray]:
     """Return the output of an ONNX file, or of its bytes, for each input, computed on the CPU."""
-    runtime = import_onnxruntime()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = torch.get_num_threads()
     content = model if isinstance(model, bytes) else str(model)
-    session = runtime.InferenceSession(content, options, ['CPUExecutionProvider'])
+    options = session_options(torch.get_num_threads())
+    session = import_onnxruntime().InferenceSession(content, options, ['CPUExecutionProvider'])
     return [session.run(None, {'image': image})[0] for image in inputs]
 
 

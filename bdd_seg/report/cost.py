@@ -5,12 +5,9 @@ from typing import Any
 
 import torch
 from mmengine.analysis import FlopAnalyzer
-from mmengine.config import Config
 from torch import Tensor, nn
 
-from bdd_seg.distill.student import plain_config
 from bdd_seg.errors import first_line
-from bdd_seg.runtime.upstream.checkpoints import AUXILIARY
 
 
 class _Forward(nn.Module):
@@ -23,13 +20,6 @@ class _Forward(nn.Module):
 
     def forward(self, image: Tensor) -> Any:
         return self._run(self.model, image)
-
-
-def without_auxiliary_heads(cfg: Config) -> Config:
-    """Return a copy of a whole config with the plain network alone that runs once the training is over."""
-    cfg = plain_config(cfg)
-    cfg.model.pop(AUXILIARY, None)
-    return cfg
 
 
 def parameters(model: nn.Module) -> int:

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import torch
 from mmseg.models import BaseSegmentor
-from mmseg.models.utils import resize
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -23,6 +22,7 @@ from bdd_seg.report.boundary import boundary_areas
 from bdd_seg.report.data import Calibration, Evaluation
 from bdd_seg.report.images import ValidationSet
 from bdd_seg.runtime.upstream.atomic_files import write_atomically
+from bdd_seg.teachers import first_look
 from bdd_seg.teachers.segmentors import log_scores, predicts_scores
 
 BINS = 15
@@ -284,20 +284,7 @@ def teacher_predict(distiller: Any) -> Predict:
 
     def predict(data: dict[str, Any]) -> Prediction:
         with torch.no_grad():
-            batch = distiller.data_preprocessor(data, training=False)
-            inputs, samples = batch['inputs'], batch['data_samples']
-            logits = teacher(inputs, samples).maps[teacher.logits_tap].float()
-            if teacher.class_map is not None:
-                logits = teacher.class_map.teacher_logits(logits)
-            logits = resize(
-                logits,
-                inputs.shape[2:],
-                mode='bilinear',
-                align_corners=distiller.align_corners,
-                warning=False,
-            )
-            # As mmseg does: without the padding, at the size of the file, which the labels have.
-            (sample,) = distiller.postprocess_result(logits, samples)
+            sample = first_look.predict(distiller, distiller.data_preprocessor(data, training=False))
         labels = sample.pred_sem_seg.data.squeeze(0)
         confidence = _confidence(sample.seg_logits.data, labels)
         if teacher.class_map is not None:

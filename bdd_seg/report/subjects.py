@@ -14,20 +14,17 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from bdd_seg.deploy.load import build_plain, load_trained, read_weights
+from bdd_seg.deploy.load import inference_config, load_model, load_trained
 from bdd_seg.distill.settings import checked_teacher
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
 from bdd_seg.report import cost
 from bdd_seg.report.evaluate import Predict, segmentor_predict, teacher_predict
 from bdd_seg.report.images import ValidationSet, file_stamp
-from bdd_seg.report.runs import (
-    Run,
-    settings_key,
-)
+from bdd_seg.report.runs import Run, settings_key
 from bdd_seg.runtime.guards.data import dataset_meta
 from bdd_seg.runtime.upstream.atomic_files import file_digest
-from bdd_seg.runtime.upstream.checkpoints import find_checkpoint, load_and_report_mismatch
+from bdd_seg.runtime.upstream.checkpoints import find_checkpoint
 from bdd_seg.teachers import EnsembleTeacher, NetworkTeacher, Teacher
 from bdd_seg.teachers.cached.store import TeacherCache
 from bdd_seg.teachers.segmentors import run as run_segmentor
@@ -84,15 +81,10 @@ class Subject:
             trained = load_trained(run.checkpoint)
             self._check_classes(trained.about.classes)
             return trained.model
-        cfg = cost.without_auxiliary_heads(run.cfg)
-        model = build_plain(cfg)
-        weights, meta = read_weights(run.checkpoint)
+        model, meta = load_model(inference_config(run.cfg), run.checkpoint)
         trained_on = meta.get('dataset_meta') or next(map(dataset_meta, _datasets(run.cfg)), {})
         self._check_classes(trained_on.get('classes'))
-        problem = load_and_report_mismatch(model, weights)
-        if problem:
-            raise ConfigError(f'{run.checkpoint} does not fit the model of {cfg.filename}: {problem}')
-        return model.eval().to(get_device())
+        return model.to(get_device())
 
     def _check_classes(self, own: Sequence[str] | None) -> None:
         """Check that the classes of the network are those of the images, in the same order.

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 from mmseg.models.utils import resize
 from mmseg.registry import HOOKS
+from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from bdd_seg.distill.taps import last_head
@@ -75,6 +76,27 @@ class TeacherFirstLookHook(Hook):
             )
 
 
+def predict(distiller: Any, batch: dict[str, Any]) -> SegDataSample:
+    """Return the prediction of a distiller's teacher for one whole image, made as mmseg makes a segmentor's.
+
+    Args:
+        distiller: A ``SegDistiller`` whose teacher is built.
+        batch: Of one image, as the data preprocessor returns it.
+
+    Returns:
+        Its sample with ``seg_logits`` and ``pred_sem_seg``, without the padding and at the size of the file,
+        which the labels have. With a ``class_map`` both are of the classes that both sides know.
+    """
+    teacher = distiller.teacher
+    logits = teacher(batch['inputs'], batch['data_samples']).maps[teacher.logits_tap].float()
+    if teacher.class_map is not None:
+        logits = teacher.class_map.teacher_logits(logits)
+    size = batch['inputs'].shape[2:]
+    logits = resize(logits, size, mode='bilinear', align_corners=distiller.align_corners, warning=False)
+    (result,) = distiller.postprocess_result(logits, batch['data_samples'])
+    return result
+
+
 def _areas(model: Any, data: dict[str, Any]) -> list[Tensor]:
     """Return areas of intersection and union by class, (2, C), of one image; empty without a label map."""
     with torch.no_grad():
@@ -82,21 +104,15 @@ def _areas(model: Any, data: dict[str, Any]) -> list[Tensor]:
         (sample,) = batch['data_samples']
         if 'gt_sem_seg' not in sample:
             return []
-        logits = model.teacher(batch['inputs'], batch['data_samples']).maps[model.teacher.logits_tap].float()
-        label = sample.gt_sem_seg.data
-        ignore_index = last_head(model).ignore_index
-        class_map = model.teacher.class_map
-        if class_map is not None:
-            logits, label = class_map.teacher_logits(logits), class_map.labels(label, ignore_index)
-        if logits.shape[1] == 1:
-            return []  # a binary head decides by a threshold of its own
-        size = batch['inputs'].shape[2:]
-        logits = resize(logits, size, mode='bilinear', align_corners=model.align_corners)
-        # As mmseg does: without the padding, at the size of the file, which the labels have.
-        (result,) = model.postprocess_result(logits, [sample])
-        predicted = result.pred_sem_seg.data
+        result = predict(model, batch)
+    classes = len(result.seg_logits.data)
+    if classes == 1:
+        return []  # a binary head decides by a threshold of its own
+    label, ignore_index = sample.gt_sem_seg.data, last_head(model).ignore_index
+    if model.teacher.class_map is not None:
+        label = model.teacher.class_map.labels(label, ignore_index)
     intersection, union, _, _ = IoUMetric.intersect_and_union(
-        predicted.cpu(), label.cpu(), logits.shape[1], ignore_index
+        result.pred_sem_seg.data.cpu(), label.cpu(), classes, ignore_index
     )
     return [torch.stack([intersection, union])]
 

@@ -329,9 +329,7 @@ def open_session(file: Path, owner: str, device: torch.device | None = None) -> 
             onnxruntime lacks, or data outside of its folder.
     """
     runtime = import_onnxruntime()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised, too
-    options.intra_op_num_threads = torch.get_num_threads()
+    options = session_options(torch.get_num_threads())
     providers: list[Any] = [_CPU]
     device = device or torch.device(get_device())
     if device.type == 'cuda' and _CUDA in runtime.get_available_providers():
@@ -352,6 +350,14 @@ def open_session(file: Path, owner: str, device: torch.device | None = None) -> 
             logging.WARNING,
         )
     return session
+
+
+def session_options(threads: int) -> Any:
+    """Return options of a session of onnxruntime: quiet, with so many threads on the CPU."""
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, too
+    options.intra_op_num_threads = threads
+    return options
 
 
 def import_onnxruntime() -> Any:

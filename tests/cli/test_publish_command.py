@@ -1,12 +1,11 @@
 """`bdd-seg publish`: its lines, and its users' mistakes in one line."""
 
-import os
 import shutil
 import sys
 
 import pytest
 import torch
-from helpers import ROOT, build, complaint
+from helpers import ROOT, Hostile, build, complaint
 from mmengine.config import Config
 
 from bdd_seg.cli import publish
@@ -41,11 +40,6 @@ def test_the_lines_tell_files_and_bytes(work, tmp_path, monkeypatch, capsys):
     assert 'Scenes.' in (tmp_path / 'out/README.md').read_text()
 
 
-class _Hostile:
-    def __reduce__(self):
-        return os.system, ('true',)
-
-
 @pytest.mark.parametrize(
     'words, message',
     [
@@ -78,7 +72,8 @@ def test_mistakes_end_in_one_line(words, message, work, tiny_configs, tmp_path, 
     places['empty'].mkdir()
     places['lonely'].parent.mkdir()
     shutil.copy(work / 'iter_6.pth', places['lonely'])
-    torch.save({'state_dict': _Hostile()}, places['hostile'])
+    torch.save({'state_dict': Hostile(tmp_path / 'made')}, places['hostile'])
     assert message in complaint(monkeypatch, TOOL, *(word.format(**places) for word in words))
+    assert not (tmp_path / 'made').exists()
     assert not [*tmp_path.glob('out/*')]
     assert sorted(file.name for file in work.iterdir()) == ['distilled.py', 'iter_6.pth']

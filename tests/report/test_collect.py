@@ -110,7 +110,7 @@ def test_what_makes_it_again(report, runs):
 
 
 def test_a_second_call_opens_no_network(report, runs, monkeypatch):
-    monkeypatch.setattr(subjects, 'build_plain', lambda cfg: pytest.fail('opened for nothing'))
+    monkeypatch.setattr(subjects, 'load_model', lambda *arguments: pytest.fail('opened for nothing'))
     monkeypatch.setattr(subjects, 'MODELS', None)
     monkeypatch.setattr(networks, 'in_turns', None)
     again = collect([runs / 'distilled', runs / 'alone'], Options(pictures=1))

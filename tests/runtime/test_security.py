@@ -3,27 +3,16 @@
 import functools
 import http.server
 import json
-import os
 import threading
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TEST, TRAIN, complaint, run, train
+from helpers import ROOT, TEST, TRAIN, Hostile, complaint, run, train
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.teachers import OnnxTeacher, TransformersTeacher
-
-
-class Hostile:
-    """Unpickling it makes a folder."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 @pytest.fixture

@@ -81,6 +81,12 @@ def quiet_warnings() -> None:
     warnings.showwarning = show_once
 
 
+def quiet_libraries() -> None:
+    """Leave out such warnings, and what mmengine logs below a warning: for commands that train nothing."""
+    quiet_warnings()
+    MMLogger.get_instance('mmengine').setLevel(logging.WARNING)
+
+
 @RUNNERS.register_module()
 class QuietRunner(Runner):
     """mmengine's ``Runner``, whose console shows warnings only until :meth:`open_console` is called.
