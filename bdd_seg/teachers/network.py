@@ -1,8 +1,10 @@
 """Teachers that run a network: what all kinds of them share."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.classes import check_number_of_classes
 from bdd_seg.teachers.frozen import PRECISIONS, FrozenModule
 from bdd_seg.teachers.normalise import Normalisation, renormalise
+from bdd_seg.teachers.recording import Recording
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ class NetworkTeacher(Teacher):
             one size only. Known by itself where the network tells.
         channels: Which channels of the student's images it gets, in the order in which it expects them, such
             as ``[0, 1, 2]`` of five bands. All by default.
+        record: A folder in which its answers are recorded, and from which they are replayed where the images
+            are the same, as in trainings with one seed. Exact to float16. See
+            :class:`~bdd_seg.teachers.recording.Recording`.
 
     Raises:
         ConfigError: An unknown precision, or a size or channels that are none.
@@ -81,6 +87,7 @@ class NetworkTeacher(Teacher):
         compile: bool = False,
         input_size: int | Sequence[int] | None = None,
         channels: Sequence[int] | None = None,
+        record: str | Path | None = None,
     ) -> None:
         super().__init__(check_class_names, class_map)
         if precision not in PRECISIONS:
@@ -95,13 +102,15 @@ class NetworkTeacher(Teacher):
                 f'teacher.channels must be a list of channel numbers from 0 on, got {channels!r}'
             )
         self.input_channels = None if channels is None else list(channels)
+        self.record = record
+        self._recording: Recording | None = None
         self.network: FrozenModule | None = None
         self._facts: Network | None = None
         self._source = Normalisation()
         self._has_answered = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), 'network': None, '_facts': None}
+        return {**vars(self), 'network': None, '_facts': None, '_recording': None}
 
     @abstractmethod
     def load(self, taps: Sequence[str | None]) -> Network:
@@ -151,7 +160,9 @@ class NetworkTeacher(Teacher):
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         precision = "the student's precision" if self.precision is None else self.precision
         compiled = ', compiled' if self.compile else ''
-        return f'{self.title()}, {parameters / 1e6:.2f} M parameters, {precision}{compiled}{self._resized()}'
+        recorded = '' if self.record is None else f', recorded in {str(self.record)!r}'
+        parameters = f'{parameters / 1e6:.2f} M parameters'
+        return f'{self.title()}, {parameters}, {precision}{compiled}{self._resized()}{recorded}'
 
     def _resized(self) -> str:
         """Return the end of a summary, which tells the size to which images are resized."""
@@ -204,6 +215,14 @@ class NetworkTeacher(Teacher):
         Raises:
             ConfigError: The network fails on its first images, or a tap puts out what is no map of them.
         """
+        if self.record is None or not torch.is_grad_enabled():  # such as a first look at whole images
+            return Answer(self._run(inputs))
+        if self._recording is None:
+            self._recording = Recording(self.record, self._conditions(inputs.device.type))
+        return Answer(self._recording.answer(inputs, self.taps, self._run))
+
+    def _run(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return the maps that the network answers with."""
         assert self.network is not None, 'build() comes first'
         images = self.prepare(inputs)
         try:
@@ -221,7 +240,17 @@ class NetworkTeacher(Teacher):
         self._has_answered = True
         for tap, output in maps.items():
             check_map(output, images, self.network.model, tap, f'teacher ({self.describe()})')
-        return Answer(maps)
+        return maps
+
+    def _conditions(self, device: str) -> dict[str, Any]:
+        """Return what its answers depend on beside the images, as plain data."""
+        autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+        conditions = {'device': device, 'autocast': autocast, 'compile': self.compile}
+        weights = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            weights.update(name.encode())
+            weights.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return {**self.fingerprint(), **conditions, 'weights': weights.hexdigest()}
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Return the student's images (N, C, H, W) as the teacher's network expects them."""

@@ -30,7 +30,7 @@ _WRAPPERS = ('CheckedLoading', 'CheckedCrop')
 
 # Transforms that hold others of the same registry: mmcv's, and this package's.
 _NESTING = (Compose, KeyMapper, RandomApply, RandomChoice, TestTimeAug)
-_FOLLOWERS = ('FollowGeometry', 'ReadTeacherCache')
+_FOLLOWERS = ('FixedViews', 'FollowGeometry', 'ReadTeacherCache')
 
 
 def check_data(cfg: Config, mode: str) -> None:

@@ -11,12 +11,17 @@ from mmengine.dataset import InfiniteSampler
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 # The streams of random numbers. Each number of a stream begins a sequence of its own.
-_STEPS, _DRAWS = 0, 1
+_STEPS, _DRAWS, _VIEWS = 0, 1, 2
 
 
 def seed_step(seed: int, iteration: int, rank: int) -> None:
     """Seed Python, numpy and torch on all devices for one training iteration of one process."""
     torch.manual_seed(_seed_numpy_and_python(seed, _STEPS, iteration, rank))
+
+
+def seed_view(image: int, view: int) -> None:
+    """Seed Python, numpy and torch on the CPU for one of the views of an image, the same in every run."""
+    torch.default_generator.manual_seed(_seed_numpy_and_python(0, _VIEWS, image, view))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, barrier, get_dist_info, is_main_process
 from mmseg.registry import DATASETS, MODELS
+from rich.filesize import decimal
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -235,17 +236,11 @@ def announce(folder: Path, outputs: CachedOutputs, missing: int, images: int) ->
     if is_main_process():
         shapes = ', '.join(f'{tap} {tuple(output.shape)}' for tap, output in outputs.outputs.items())
         print(
-            f'{missing} of {images} images to do, {shapes} in float16: {size_text(each)} each, about '
-            f'{size_text(missing * each)} in {folder}, where {size_text(free)} are free'
+            f'{missing} of {images} images to do, {shapes} in float16: {decimal(round(each))} each, about '
+            f'{decimal(round(missing * each))} in {folder}, where {decimal(free)} are free'
         )
     if missing * each > free:
         raise ConfigError(
-            f'{str(folder)!r} has {size_text(free)} free, about {size_text(missing * each)} are needed. '
+            f'{str(folder)!r} has {decimal(free)} free, about {decimal(round(missing * each))} are needed. '
             'Choose another --out, or fewer --taps'
         )
-
-
-def size_text(size: float) -> str:
-    """Return a number of bytes in a unit that fits, such as '1.2 MB'."""
-    unit, factor = next(((u, f) for u, f in (('GB', 1e9), ('MB', 1e6)) if size >= f), ('kB', 1e3))
-    return f'{size / factor:.1f} {unit}'
