@@ -11,6 +11,7 @@ from pathlib import Path
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.runtime.guards.work_dir import hold_work_dir
 from bdd_seg.study.configs import check_comparable
+from bdd_seg.study.results import load_results
 from bdd_seg.study.session import Session
 from bdd_seg.study.settings import load_study
 
@@ -30,6 +31,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--time-limit', type=float, metavar='MINUTES', help='stop then; the same command goes on from there'
     )
+    parser.add_argument(
+        '--continue-from',
+        type=Path,
+        metavar='RESULTS.json',
+        help='results of this study from elsewhere: runs with the same config are taken from there',
+    )
     parser.add_argument('--list', action='store_true', help='print the runs, finished or not, and end')
     parser.add_argument(
         '--report', action='store_true', help='write tables and plots of the finished runs, and end'
@@ -44,7 +51,9 @@ def main() -> None:
     study = load_study(args.study)
     check_comparable(study)
     folder = args.work_dir or Path('work_dirs/studies') / args.study.stem
-    session = Session(study, folder, f'python tools/study.py {args.study}', args.jobs, args.time_limit)
+    earlier = load_results(args.continue_from) if args.continue_from else None
+    command = f'python tools/study.py {args.study}'
+    session = Session(study, folder, command, args.jobs, args.time_limit, earlier)
     if args.list:
         session.list_runs()
     elif args.report:

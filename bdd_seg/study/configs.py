@@ -1,6 +1,8 @@
 """The runs of a study: their configs, digests, and the check that they may be compared."""
 
+import copy
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmseg.registry import MODELS
 
+from bdd_seg.distill.settings import DEFAULT_TEACHER
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.atomic_files import file_digest
@@ -24,6 +28,7 @@ from bdd_seg.study.settings import (
     find_file,
     format_overrides,
 )
+from bdd_seg.teachers import NetworkTeacher
 
 # The settings that runs must share to be compared: data, schedule and crop. The student is compared, too.
 _SHARED = (
@@ -50,7 +55,8 @@ class Run:
 
     Attributes:
         method: Name of its method.
-        stage: ``'search'``, ``'final'``, or ``'reference'`` for a network that is only evaluated.
+        stage: ``'search'``, ``'final'``, ``'pace'`` for a few iterations that are timed, or ``'reference'``
+            for a network that is only evaluated.
         budget: The amount of training that it has in common with others.
         seed: Its seed.
         setting: Overrides that the search tries or has chosen.
@@ -71,8 +77,17 @@ class Run:
     @cached_property
     def sha256(self) -> str:
         """A digest of the config, the same wherever the project lies."""
-        text = self.cfg.pretty_text.replace(f'{PROJECT}/', '').replace(f'{Path.cwd()}/', '')
+        text = json.dumps(self.cfg.to_dict(), sort_keys=True, default=str)
+        text = text.replace(f'{PROJECT}/', '').replace(f'{Path.cwd()}/', '')
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def training_config(self, recordings: Path | None) -> Config:
+        """Return the config to train with: a copy whose teacher, where it can be, is recorded in a folder."""
+        cfg = Config(ConfigDict(self.cfg.to_dict()))
+        teacher = cfg.model.get('teacher')
+        if recordings is not None and self.stage != 'pace' and _runs_network(teacher):
+            teacher.record = str(recordings)
+        return cfg
 
     @property
     def name(self) -> str:
@@ -121,7 +136,7 @@ def make_run(
     Args:
         study: The study.
         method: Name of the method.
-        stage: ``'search'`` or ``'final'``.
+        stage: ``'search'``, ``'final'`` or ``'pace'``.
         seed: The seed.
         setting: Overrides on top of those of study and method.
         budget: The amount of training that it has in common with others.
@@ -134,8 +149,13 @@ def make_run(
     cfg.merge_from_dict({'randomness.seed': seed})
     if stage == 'search':
         iterations = study.search_iterations
+    elif stage == 'pace':
+        iterations = study.pace_iterations
     set_length(cfg, iterations or iterations_of(study))
-    splits = {study.select_on: study.splits[study.select_on]} if stage == 'search' else study.splits
+    splits = {
+        'search': {study.select_on: study.splits[study.select_on]},
+        'pace': {},
+    }.get(stage, study.final_splits)
     return Run(method, stage, budget, seed, setting, splits, cfg)
 
 
@@ -148,7 +168,9 @@ def reference_runs(study: Study) -> list[Run]:
     if study.teacher is None:
         return []
     cfg = load_with_overrides(study, study.teacher.config)
-    return [Run('teacher', 'reference', 'iterations', 0, {}, study.splits, cfg, study.teacher.checkpoint)]
+    return [
+        Run('teacher', 'reference', 'iterations', 0, {}, study.final_splits, cfg, study.teacher.checkpoint)
+    ]
 
 
 def iterations_of(study: Study) -> int:
@@ -164,8 +186,8 @@ def check_comparable(study: Study) -> None:
         ConfigError: They differ. The message names the first key.
     """
     control = _shared_settings(make_run(study, study.control, 'final', 0, {}).cfg)
-    for name, method in study.methods.items():
-        for setting in method.search or [{}]:
+    for name in study.methods:
+        for setting in study.search_of(name) or [{}]:
             other = _shared_settings(make_run(study, name, 'final', 0, setting).cfg)
             for key in sorted(control.keys() | other.keys()):
                 if control.get(key) == other.get(key):
@@ -184,7 +206,7 @@ def load_with_overrides(study: Study, path: Path, *options: Options) -> Config:
     Raises:
         ConfigError: The config cannot be read, or an override does not fit into it.
     """
-    cfg = load_config(find_file(path))
+    cfg = copy.deepcopy(_read(find_file(path)))
     distilled = study.distilled_options if 'teacher' in cfg.model else {}
     for overrides in (study.options, distilled, *options):
         try:
@@ -192,6 +214,12 @@ def load_with_overrides(study: Study, path: Path, *options: Options) -> Config:
         except (KeyError, TypeError, AssertionError, IndexError) as error:
             raise ConfigError(f'{path}: {overrides} does not fit: {error}') from error
     return cfg
+
+
+@cache
+def _read(path: Path) -> Config:
+    """Return the config in a file, which takes half a second the first time."""
+    return load_config(path)
 
 
 def set_length(cfg: Config, iterations: int) -> None:
@@ -241,6 +269,14 @@ def class_iou_evaluator(cfg: Config) -> dict[str, Any]:
 def digest_if_local(file: Path | str | None) -> str | None:
     """Return the SHA-256 of a local file, None for anything else, such as a URL."""
     return file_digest(file) if file is not None and Path(file).is_file() else None
+
+
+def _runs_network(teacher: Any) -> bool:
+    """Return whether a teacher's settings are those of one that runs a network, which can be recorded."""
+    if not isinstance(teacher, dict):
+        return False
+    kind = MODELS.get(teacher.get('type', DEFAULT_TEACHER))
+    return isinstance(kind, type) and issubclass(kind, NetworkTeacher)
 
 
 def _max_iters(cfg: Config) -> int:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.optimize import isotonic_regression
 
-from bdd_seg.study.results import Results, Runs, minutes, mious
+from bdd_seg.study.results import Results, Runs, mious
 from bdd_seg.study.settings import Budget
 
 BUDGET_TITLES: dict[Budget, str] = {'iterations': 'equal iterations', 'wall_clock': 'equal wall-clock'}
@@ -40,10 +40,13 @@ def plot_wall_clock(results: Results, split: str, file: Path) -> None:
     axes = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
     students = [method for method in results.methods if method not in results.references()]
     colours = dict(zip(students, itertools.cycle(COLOURS)))
-    times = [time for panel in panels.values() for runs in panel.values() for time in minutes(runs)]
+    times = [
+        time for budget, panel in panels.items() for name in panel for time in results.minutes(name, budget)
+    ]
     gap = 0.022 * max(max(times) - min(times), 0.1 * max(times))
     for axis, (budget, panel) in zip(axes, panels.items(), strict=True):
-        _draw_methods(axis, panel, split, gap, colours, MARKERS[budget])
+        minutes = {method: results.minutes(method, budget) for method in panel}
+        _draw_methods(axis, panel, minutes, split, gap, colours, MARKERS[budget])
         axis.set_title(BUDGET_TITLES[budget], fontsize='medium')
         axis.set_ylabel(f'{split} mIoU (%)')
         axis.grid(alpha=0.3)
@@ -58,15 +61,21 @@ def plot_wall_clock(results: Results, split: str, file: Path) -> None:
 
 
 def _draw_methods(
-    axis: Axes, panel: dict[str, Runs], split: str, gap: float, colours: dict[str, str], marker: str
+    axis: Axes,
+    panel: dict[str, Runs],
+    minutes: dict[str, list[float]],
+    split: str,
+    gap: float,
+    colours: dict[str, str],
+    marker: str,
 ) -> None:
-    means = np.array([fmean(minutes(runs)) for runs in panel.values()])
+    means = np.array([fmean(minutes[method]) for method in panel])
     shifts = moved_apart(means, gap) - means
     for (method, runs), mean, shift in zip(panel.items(), means, shifts, strict=True):
         scores = list(mious(runs, split).values())
         deviation = stdev(scores) if len(scores) > 1 else None
         look: dict[str, Any] = {'marker': marker, 'color': colours[method]}
-        axis.scatter(np.array(minutes(runs)) + shift, scores, s=14, alpha=0.5, linewidths=0, **look)
+        axis.scatter(np.array(minutes[method]) + shift, scores, s=14, alpha=0.5, linewidths=0, **look)
         axis.errorbar(mean + shift, fmean(scores), deviation, markersize=9, capsize=4, **look)
 
 

@@ -7,14 +7,15 @@ from statistics import fmean, median, stdev
 
 from bdd_seg.runtime.upstream.atomic_files import write_atomically
 from bdd_seg.study.plots import BUDGET_TITLES, plot_class_gain, plot_wall_clock
-from bdd_seg.study.results import Difference, Results, by_seed, minutes, mious
+from bdd_seg.study.results import Difference, Results, by_seed, mious
 from bdd_seg.study.settings import Budget, Options, format_overrides
 
 RELATIONS = {'ahead': 'is ahead of', 'behind': 'is behind', 'not told apart': 'is not told apart from'}
 HOW_TO_READ = (
     'mIoU in percent, mean ± sample standard deviation over the seeds. Differences are paired by seed; in '
-    "brackets their 95% intervals by Student's t, bold where these exclude 0. "
-    'Seconds per iteration are medians, minutes means.'
+    "brackets their 95% intervals by Student's t, each for itself. Bold are those that stay significant at "
+    "5% when the p-values of the paired t-tests in their column are adjusted by Holm's method. "
+    'Seconds per iteration are medians, with a live teacher; minutes are means.'
 )
 
 
@@ -57,16 +58,16 @@ def main_table(results: Results, budget: Budget) -> str:
     minus = f'− {results.label(control)}'
     header = [name for split in results.splits for name in (f'{split} mIoU', f'{split} {minus}')]
     rows = []
+    gains = {split: results.differences(budget, split, control) for split in results.splits}
     for method, runs in {**results.references(), **students}.items():
         row = [results.label(method)]
         for split in results.splits:
-            compared = method in students and method != control
-            found = results.difference(budget, split, method, control) if compared else None
-            row += [mean_and_sd(mious(runs, split)), found.cell() if found else '']
-        speeds = (run.seconds_per_iteration for run in runs.values())
+            found = gains[split].get(method)
+            row += [mean_and_sd(mious(runs, split)), found.reversed().cell() if found else '']
         lengths = (run.iterations for run in runs.values())
-        row += [str(len(runs)), number(speeds, median, '.3f'), number(lengths, median, '.0f')]
-        rows.append([*row, number(minutes(runs), fmean, '.1f')])
+        pace, times = results.pace(method, budget), results.minutes(method, budget)
+        row += [str(len(runs)), number([pace], median, '.3f'), number(lengths, median, '.0f')]
+        rows.append([*row, number(times, fmean, '.1f')])
     header = ['method', *header, 'seeds', 's/iteration', 'iterations', 'minutes of training']
     return markdown(header, 'l' + 'r' * (len(header) - 1), rows)
 
@@ -75,12 +76,11 @@ def comparison_table(results: Results, budget: Budget, method: str) -> str:
     """Return a Markdown table of a method minus each other trained one, on each split."""
     rows = []
     for split in results.splits:
-        for other in results.finished(budget):
-            found = results.difference(budget, split, method, other) if other != method else None
-            if found:
-                rows.append([split, results.label(other), found.cell(), str(found.seeds), found.verdict])
-    header = ['split', f'{results.label(method)} against', 'difference', 'seeds', 'it is']
-    return markdown(header, 'llrrl', rows)
+        for other, found in results.differences(budget, split, method).items():
+            p_value = number([found.p_value], median, '.3f')
+            rows.append([split, results.label(other), found.cell(), str(found.seeds), p_value, found.verdict])
+    header = ['split', f'{results.label(method)} against', 'difference', 'seeds', 'adjusted p', 'it is']
+    return markdown(header, 'llrrrl', rows)
 
 
 def search_table(results: Results) -> str:
@@ -113,24 +113,27 @@ def in_words(results: Results, budget: Budget) -> list[str]:
 
     They are about the splits on which nothing was chosen, where there are such.
     """
-    methods, sentences, differences = results.finished(budget), [], []
+    methods, sentences, tested = results.finished(budget), [], 0
     for i, method in enumerate(results.compare):
         if method not in methods:
             sentences.append(f'{results.label(method)} has no finished run yet.')
             continue
         # Where both methods of a pair are set against all others, the first one's sentence is enough.
         others = [other for other in methods if other not in results.compare[: i + 1]]
-        for split, other in ((split, other) for split in results.judged_on() for other in others):
-            found = results.difference(budget, split, method, other)
-            if found is not None:
-                differences.append(found)
-                sentences.append(_sentence(results.label(method), results.label(other), split, found))
-    intervals = sum(found.interval is not None for found in differences)
-    if intervals:
+        for split in results.judged_on():
+            found = results.differences(budget, split, method)
+            tested += sum(one.interval is not None for one in found.values())
+            sentences += [
+                _sentence(results.label(method), results.label(other), split, found[other])
+                for other in others
+                if other in found
+            ]
+    if tested:
         sentences += [
             'Not told apart does not mean equal: the interval says how large a difference may still be.',
-            f'Each interval is one of 95%, not corrected for there being {intervals}: where nothing differs, '
-            'one in twenty excludes 0 all the same.',
+            'Who is ahead is judged at 5%, with p-values adjusted by Holm for the comparisons of one method '
+            'on one split. The intervals are not adjusted: where nothing differs, one in twenty excludes 0 '
+            'all the same.',
         ]
     return sentences
 

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,7 +13,7 @@ from scipy.stats import t as student_t
 from bdd_seg.errors import ConfigError
 from bdd_seg.study.settings import Budget, Options, first_problem
 
-Stage = Literal['reference', 'search', 'final']
+Stage = Literal['reference', 'search', 'final', 'pace']
 BUDGETS: tuple[Budget, ...] = ('iterations', 'wall_clock')
 
 
@@ -97,7 +97,8 @@ class RunIdentity(_Record):
 
     Attributes:
         method: Name of its method.
-        stage: ``'search'``, ``'final'``, or ``'reference'`` for a network that is only evaluated.
+        stage: ``'search'``, ``'final'``, ``'pace'`` for a few iterations that were timed, or ``'reference'``
+            for a network that is only evaluated.
         budget: The amount of training that it has in common with others, the key ``equal``.
         seed: Its seed.
         setting: Overrides that the search tries or has chosen.
@@ -114,6 +115,10 @@ class RunIdentity(_Record):
 
 class RunRecord(RunResult, RunIdentity):
     """A finished run, an entry of ``results.json``."""
+
+    def shares_teacher(self, other: 'RunRecord') -> bool:
+        """Return False if both runs had a teacher, and not the same one."""
+        return self.teacher is None or other.teacher is None or self.teacher == other.teacher
 
 
 class MethodRecord(_Record):
@@ -201,9 +206,45 @@ class Results(_Record):
         return [split for split in self.splits if split != self.select_on] or self.splits
 
     def difference(self, budget: Budget, split: str, method: str, other: str) -> 'Difference | None':
-        """Return the difference of two methods' mIoU, None as long as they have no seed in common."""
+        """Return the difference of two methods' mIoU, None as long as they have no seed in common.
+
+        Runs with one seed and two teachers, such as those of a study that went on elsewhere, are no pair.
+        """
         runs = self.finished(budget)
-        return paired_if_any(mious(runs.get(method, {}), split), mious(runs.get(other, {}), split))
+        own, control = runs.get(method, {}), runs.get(other, {})
+        own = {
+            seed: run for seed, run in own.items() if seed in control and run.shares_teacher(control[seed])
+        }
+        return paired_if_any(mious(own, split), mious(control, split))
+
+    def differences(self, budget: Budget, split: str, method: str) -> dict[str, 'Difference']:
+        """Return the differences of a method's mIoU to that of each other, by the other.
+
+        Their p-values are adjusted for their number, see :func:`holm`.
+        """
+        others = [other for other in self.finished(budget) if other != method]
+        found = {other: self.difference(budget, split, method, other) for other in others}
+        known = {other: one for other, one in found.items() if one is not None}
+        tested = {other: one.p_value for other, one in known.items() if one.p_value is not None}
+        adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
+        return {other: one._replace(p_value=adjusted.get(other)) for other, one in known.items()}
+
+    def pace(self, method: str, budget: Budget) -> float | None:
+        """Return the seconds of an iteration with a live teacher, the median over runs, None if not known.
+
+        They come from runs that were made for it, where there are such.
+        """
+        timed = [run for run in self.of_stage('pace') if run.method == method]
+        runs = timed or [*self.finished(budget).get(method, {}).values()]
+        seconds = [run.seconds_per_iteration for run in runs if run.seconds_per_iteration is not None]
+        return median(seconds) if seconds else None
+
+    def minutes(self, method: str, budget: Budget) -> list[float]:
+        """Return the length of each final training in minutes, at the pace with a live teacher."""
+        runs, pace = self.finished(budget).get(method, {}), self.pace(method, budget)
+        if not any(run.method == method for run in self.of_stage('pace')) or pace is None:
+            return minutes(runs)
+        return [pace * (run.iterations or 0) / 60 for run in runs.values()]
 
     def class_gains(self, split: str, budget: Budget) -> dict[str, dict[str, float]]:
         """Return the mean gains in IoU over the control, paired by seed.
@@ -240,19 +281,28 @@ class Difference(NamedTuple):
         mean: Mean difference in points.
         interval: The two-sided 95% interval of the mean, None with one seed.
         seeds: Number of pairs.
+        p_value: That of the two-sided t-test of a mean of 0, adjusted where it is one of several; None with
+            one seed.
     """
 
     mean: float
     interval: tuple[float, float] | None
     seeds: int
+    p_value: float | None = None
 
     @property
     def verdict(self) -> str:
-        """The place of the first method: ahead, behind, not told apart, or one seed."""
-        if self.interval is None:
+        """The place of the first method at 5%: ahead, behind, not told apart, or one seed."""
+        if self.p_value is None:
             return 'one seed'
-        low, high = self.interval
-        return 'ahead' if low > 0 else 'behind' if high < 0 else 'not told apart'
+        if self.p_value >= 0.05:
+            return 'not told apart'
+        return 'ahead' if self.mean > 0 else 'behind'
+
+    def reversed(self) -> 'Difference':
+        """Return the difference of the second method to the first."""
+        interval = None if self.interval is None else (-self.interval[1], -self.interval[0])
+        return self._replace(mean=-self.mean, interval=interval)
 
     def __str__(self) -> str:
         if self.interval is None:
@@ -260,7 +310,7 @@ class Difference(NamedTuple):
         return '{:+.1f} [{:+.1f}, {:+.1f}]'.format(self.mean, *self.interval)
 
     def cell(self) -> str:
-        """Return the text for a table: bold where the interval excludes 0."""
+        """Return the text for a table: bold where the two are told apart."""
         return f'**{self}**' if self.verdict in ('ahead', 'behind') else str(self)
 
 
@@ -281,8 +331,22 @@ def paired_difference(scores: Mapping[int, float], control_scores: Mapping[int, 
     mean = fmean(differences)
     if n == 1:
         return Difference(mean, None, n)
-    half = float(student_t.ppf(0.975, n - 1)) * stdev(differences) / math.sqrt(n)
-    return Difference(mean, (mean - half, mean + half), n)
+    error = stdev(differences) / math.sqrt(n)
+    half = float(student_t.ppf(0.975, n - 1)) * error
+    statistic = abs(mean) / error if error else math.inf if mean else 0.0
+    return Difference(mean, (mean - half, mean + half), n, float(2 * student_t.sf(statistic, n - 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number, in their order, https://www.jstor.org/stable/4615733.
+
+    Calling those below 5% significant is wrong about any of the comparisons in at most one study of twenty.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
 
 
 def paired_if_any(own: Mapping[int, float], control: Mapping[int, float]) -> Difference | None:

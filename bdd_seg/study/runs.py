@@ -27,6 +27,7 @@ def train_and_test(
     environment: dict[str, str],
     stop: Callable[[], bool],
     follow: Callable[[], None] | None = None,
+    recordings: Path | None = None,
 ) -> RunResult:
     """Train and evaluate with the project's own commands, and return the result.
 
@@ -40,6 +41,7 @@ def train_and_test(
         environment: Environment variables, such as the GPU to use.
         stop: Returns True to stop. Called several times a second.
         follow: Called several times a second while the run trains.
+        recordings: A folder for recordings of teachers, which other runs may use at the same time.
 
     Raises:
         ConfigError: A command failed. The message names the log.
@@ -48,7 +50,7 @@ def train_and_test(
     folder.mkdir(parents=True, exist_ok=True)
     facts = run.provenance(study).to_json()
     checkpoint = run.checkpoint
-    run.cfg.dump(folder / 'config.py')
+    run.training_config(recordings).dump(folder / 'config.py')
     if checkpoint is None:
         iterations, usage = run.cfg.train_cfg.max_iters, folder / 'usage.json'
         checkpoint, latest = folder / f'iter_{iterations}.pth', latest_checkpoint(folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -32,6 +33,7 @@ class Session:
         command: The command line that makes the results, for the report.
         jobs: Runs at once; by default one for each GPU, without a GPU one for each CPU core.
         time_limit: Minutes after which to stop, by default never.
+        earlier: Results of this study from elsewhere, whose runs need not be run again.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class Session:
         command: str,
         jobs: int | None = None,
         time_limit: float | None = None,
+        earlier: Results | None = None,
     ) -> None:
+        self.earlier = earlier
         self.study = study
         self.folder = folder
         self.command = command
@@ -69,11 +73,18 @@ class Session:
             self.run_all('teacher', reference_runs(self.study))
             self.run_all('search', self.search_runs())
             self.run_all('final runs', self.final_runs())
+            self.run_all('pace', self.pace_runs())
             self.run_all('equal wall-clock', self.wall_clock_runs())
+            shutil.rmtree(self.recordings, ignore_errors=True)  # no run is left that would replay them
         except StoppedError:
             say('== stopped; the same command goes on from here')
         finally:
             self.report()
+
+    @property
+    def recordings(self) -> Path:
+        """The folder in which runs of this study share recordings of their teachers."""
+        return self.folder / 'recordings'
 
     def list_runs(self) -> None:
         """Print the steps of :meth:`run`, as far as they are known before the search is over."""
@@ -87,17 +98,34 @@ class Session:
         return [
             self.make(name, 'search', seed, setting)
             for seed in self.study.search_seeds
-            for name, method in self.study.methods.items()
-            for setting in method.search
+            for name in self.study.methods
+            for setting in self.study.search_of(name)
         ]
 
     def final_runs(self) -> list[Run]:
         """Return a run for every method with its chosen setting, seed by seed."""
-        chosen = {name: self.chosen(name) for name in self.study.methods}
         return [
-            self.make(name, 'final', seed, setting)
-            for seed in self.study.seeds
+            self.make(name, 'final', seed, setting, 'iterations', self.study.methods[name].iterations)
+            for seed, name, setting in self._by_seed()
+        ]
+
+    def pace_runs(self) -> list[Run]:
+        """Return the short runs that measure the pace of each method with a live teacher."""
+        if not self.study.record or 'wall_clock' not in self.study.budgets:
+            return []
+        return [
+            self.make(name, 'pace', self.study.seeds[0], self.chosen(name)) for name in self.study.methods
+        ]
+
+    def _by_seed(self) -> list[tuple[int, str, Options]]:
+        """Return seed, method and chosen setting of each final run: all with one seed, then the next."""
+        chosen = {name: self.chosen(name) for name in self.study.methods}
+        seeds = dict.fromkeys(seed for name in chosen for seed in self.study.seeds_of(name))
+        return [
+            (seed, name, setting)
+            for seed in seeds
             for name, setting in chosen.items()
+            if seed in self.study.seeds_of(name)
         ]
 
     def wall_clock_runs(self) -> list[Run]:
@@ -110,19 +138,17 @@ class Session:
             return []
         iterations = iterations_of(study)
         pace: dict[str, list[float]] = {name: [] for name in study.methods}
-        for run in self.final_runs():
+        for run in self.pace_runs() or self.final_runs():
             result = self.stored(run)
             if result is not None and result.seconds_per_iteration is not None:
                 pace[run.method].append(result.seconds_per_iteration)
         if not all(pace.values()):
             return []
         wall_clock = median(pace[study.wall_clock_of or study.control])
-        chosen = {name: self.chosen(name) for name in study.methods}
         tenths = {name: max(1, round(10 * wall_clock / median(pace[name]))) for name in study.methods}
         return [
             self.make(name, 'final', seed, setting, 'wall_clock', round(iterations * tenths[name] / 10))
-            for seed in study.seeds
-            for name, setting in chosen.items()
+            for seed, name, setting in self._by_seed()
         ]
 
     def make(self, *arguments: Any) -> Run:
@@ -135,23 +161,33 @@ class Session:
     def chosen(self, name: str) -> Options:
         """Return the setting of a method that did best in the search, as far as that is finished."""
         scores: dict[int, list[float]] = {}
-        for number, setting in enumerate(self.study.methods[name].search):
+        settings = self.study.search_of(name)
+        for number, setting in enumerate(settings):
             for seed in self.study.search_seeds:
                 result = self.stored(self.make(name, 'search', seed, setting))
                 if result is not None:
                     scores.setdefault(number, []).append(result.scores[self.study.select_on].miou)
         if not scores:
             return {}
-        return self.study.methods[name].search[max(scores, key=lambda number: mean(scores[number]))]
+        return settings[max(scores, key=lambda number: mean(scores[number]))]
 
     def stored(self, run: Run) -> RunResult | None:
         """Return the result of a run, None if it is not finished or had other inputs."""
         file = self.folder / run.name / 'result.json'
         if not file.exists():
-            return None
+            return self._stored_elsewhere(run)
         result = RunResult.model_validate_json(file.read_text())
         complete = run.splits.keys() <= result.scores.keys()
         return result if complete and run.provenance(self.study).agrees_with(result) else None
+
+    def _stored_elsewhere(self, run: Run) -> RunResult | None:
+        """Return the earlier result of a run with this config, whatever teacher the machine there had."""
+        for found in self.earlier.runs if self.earlier else ():
+            alike = (found.config_sha256, found.train_flags) == (run.sha256, self.study.train_flags)
+            splits = {split: found.splits.get(split) for split in run.splits}
+            if alike and splits == run.splits and found.stage != 'reference':
+                return RunResult.model_validate(found.to_json())
+        return None
 
     def run_all(self, name: str, runs: list[Run]) -> None:
         """Run the missing ones of these runs, several at once.
@@ -177,9 +213,9 @@ class Session:
                     result, seconds = future.result()
                     durations.append(seconds)
                     left = mean(durations) * (len(missing) - done) / self.jobs
-                    scores = ', '.join(f'{split} {found.miou:.2f}' for split, found in result.scores.items())
-                    run = futures[future]
-                    say(f'[{done}/{len(missing)}] {run}: {scores} mIoU; {left / 60:.0f} min left')
+                    scores = [f'{split} {found.miou:.2f} mIoU' for split, found in result.scores.items()]
+                    told = ', '.join(scores) or f'{result.seconds_per_iteration:.3f} s an iteration'
+                    say(f'[{done}/{len(missing)}] {futures[future]}: {told}; {left / 60:.0f} min left')
             except BaseException:
                 self.interrupted.set()
                 pool.shutdown(cancel_futures=True)
@@ -199,7 +235,15 @@ class Session:
         folder = self.folder / run.name
         try:
             follow = self.progress_line(str(run), folder, progress_seconds)
-            result = train_and_test(run, folder, self.study, device, self.must_stop, follow)
+            result = train_and_test(
+                run,
+                folder,
+                self.study,
+                device,
+                self.must_stop,
+                follow,
+                self.recordings if self.study.record else None,
+            )
         finally:
             self.devices.put(device)
         write_json(folder / 'result.json', result.to_json())
@@ -228,7 +272,7 @@ class Session:
     def planned_runs(self) -> list[Run]:
         """Return all runs of the study, as far as they are known."""
         planned = [*reference_runs(self.study), *self.search_runs(), *self.final_runs()]
-        return [*planned, *self.wall_clock_runs()]
+        return [*planned, *self.pace_runs(), *self.wall_clock_runs()]
 
     def results(self) -> Results:
         """Return the results of all finished runs."""
@@ -238,7 +282,7 @@ class Session:
             command=self.command,
             control=study.control,
             select_on=study.select_on,
-            splits=list(study.splits),
+            splits=list(study.final_splits),
             compare=study.compare,
             wall_clock_of=study.wall_clock_of,
             methods=self._methods(),
@@ -254,7 +298,7 @@ class Session:
                 config=str(method.config),
                 loss=method.options,
                 setting=self.chosen(name),
-                trials=len(method.search),
+                trials=len(self.study.search_of(name)),
             )
             for name, method in self.study.methods.items()
         }

@@ -1,6 +1,8 @@
 """The keys of a study file (YAML). ``benchmarks/studies`` holds examples."""
 
+import itertools
 import os
+import random
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,12 +56,19 @@ class Method(_Settings):
             exist in the working directory is looked up in this project.
         options: Overrides of this method.
         search: Settings to choose from, each a dict of overrides. The best on ``select_on`` is taken.
+        space: Values to choose from, by override, in place of ``search``. The study's ``trials`` combinations
+            are drawn, all different.
+        seeds: Seeds of its final runs; by default those of the study.
+        iterations: Length of its final runs, where that is what is compared; by default that of the study.
     """
 
     label: str
     config: Path
     options: Options = {}
     search: list[Options] = []
+    space: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None
+    iterations: Annotated[int, Field(gt=0)] | None = None
 
 
 class Study(_Settings):
@@ -74,13 +83,18 @@ class Study(_Settings):
         teacher: Evaluated beside the students.
         seeds: Seeds of the final runs.
         search_seeds: Seeds of the search.
+        trials: Number of settings to draw from each method's ``space``.
         select_on: The split on which settings are chosen.
         splits: Name → overrides under which ``tools/test.py`` evaluates that split.
+        judge_on: The splits on which final runs are evaluated; by default all.
         iterations: Length of each final run; by default that of the control's config.
         search_iterations: Length of each run of the search; by default that of the final runs.
         budgets: The key ``equal`` of the file: the budgets under which methods are compared. With
             ``wall_clock``, methods are trained again for about as long as ``wall_clock_of`` takes.
         wall_clock_of: The method that sets the wall-clock.
+        record: Whether runs with one seed share a recording of their teacher, which is exact to float16. The
+            pace of methods, with a live teacher, is then measured in short runs of their own.
+        pace_iterations: Length of the runs that measure the pace.
         options: Overrides of every run.
         distilled_options: Overrides of every run that has a teacher.
         train_flags: Further flags of ``tools/train.py``, such as ``--amp``.
@@ -97,12 +111,16 @@ class Study(_Settings):
     teacher: Reference | None = None
     seeds: Annotated[list[int], Field(min_length=1)]
     search_seeds: list[int] = []
+    trials: Annotated[int, Field(gt=0)] | None = None
     select_on: str
     splits: dict[str, Options]
+    judge_on: list[str] = []
     iterations: Annotated[int, Field(gt=0)] | None = None
     search_iterations: Annotated[int, Field(gt=0)] | None = None
     budgets: list[Budget] = Field(default=['iterations'], alias='equal', min_length=1)
     wall_clock_of: str | None = None
+    record: bool = True
+    pace_iterations: Annotated[int, Field(gt=0)] = 40
     options: Options = {}
     distilled_options: Options = {}
     train_flags: list[str] = []
@@ -124,22 +142,48 @@ class Study(_Settings):
             raise ValueError("methods: 'teacher' is the name of what is only evaluated; choose another name")
         if self.select_on not in self.splits:
             raise ValueError(f'select_on: {self.select_on!r} is none of the splits {sorted(self.splits)}')
+        for split in self.judge_on:
+            if split not in self.splits:
+                raise ValueError(f'judge_on: {split!r} is none of the splits {sorted(self.splits)}')
+        for name, method in self.methods.items():
+            if method.search and method.space:
+                raise ValueError(f'methods.{name}: give it a search or a space, not both')
+            if method.space and self.trials is None:
+                raise ValueError('trials: tell how many settings are drawn from each space')
         if self.budgets[0] != 'iterations':
             raise ValueError("equal: begins with 'iterations', whose runs measure the wall-clock")
         if 'wall_clock' in self.budgets and self.wall_clock_of is None:
             raise ValueError("equal: 'wall_clock' needs wall_clock_of, the method whose time all others get")
-        trials = {name: len(method.search) for name, method in self.methods.items() if name != self.control}
+        trials = {name: len(self.search_of(name)) for name in self.methods if name != self.control}
         if len(set(trials.values())) > 1:
             raise ValueError(
                 f'search: every method but the control needs as many trials as the others: {trials}'
             )
-        if any(method.search for method in self.methods.values()) and not self.search_seeds:
+        if any(trials.values()) and not self.search_seeds:
             raise ValueError('search_seeds: a search needs at least one')
-        if set(self.search_seeds) & set(self.seeds):
+        if set(self.search_seeds) & {seed for name in self.methods for seed in self.seeds_of(name)}:
             raise ValueError(
                 'search_seeds: a seed that chose a setting must not be among the seeds that judge it'
             )
         return self
+
+    def search_of(self, name: str) -> list[Options]:
+        """Return the settings that the search tries for a method, the same ones in every call."""
+        method = self.methods[name]
+        if not method.space:
+            return method.search
+        values = itertools.product(*method.space.values())
+        settings = [dict(zip(method.space, one, strict=True)) for one in values]
+        return random.Random(name).sample(settings, min(self.trials or 0, len(settings)))
+
+    def seeds_of(self, name: str) -> list[int]:
+        """Return the seeds of a method's final runs."""
+        return self.methods[name].seeds or self.seeds
+
+    @property
+    def final_splits(self) -> dict[str, Options]:
+        """The splits on which final runs are evaluated, with their overrides."""
+        return {split: self.splits[split] for split in self.judge_on or self.splits}
 
 
 def load_study(path: Path) -> Study:

@@ -81,11 +81,11 @@ def test_main_table_takes_the_median_speed_and_the_mean_time(results):
 
 def test_comparison_table(results):
     header, *rows = cells(comparison_table(parse(results), 'iterations', 'bdd'))
-    assert header == ['split', 'BDD against', 'difference', 'seeds', 'it is']
+    assert header == ['split', 'BDD against', 'difference', 'seeds', 'adjusted p', 'it is']
     assert rows[3:] == [
-        ['test', 'alone', '**+1.8 [+0.9, +2.7]**', '3', 'ahead'],
-        ['test', 'KD', '+0.3 [-5.3, +5.9]', '3', 'not told apart'],
-        ['test', 'CWD', '**-2.0 [-2.2, -1.9]**', '3', 'behind'],
+        ['test', 'alone', '**+1.8 [+0.9, +2.7]**', '3', '0.024', 'ahead'],
+        ['test', 'KD', '+0.3 [-5.3, +5.9]', '3', '0.840', 'not told apart'],
+        ['test', 'CWD', '**-2.0 [-2.2, -1.9]**', '3', '0.001', 'behind'],
     ]
     assert [row[0] for row in rows[:3]] == ['val'] * 3
 
@@ -98,7 +98,7 @@ def test_words_say_ahead_behind_and_neither(results):
         'On test, BDD is behind CWD: -2.0 [-2.2, -1.9], 3 seeds.',
     ]
     assert 'does not mean equal' in sentences[3]
-    assert 'not corrected for there being 3' in sentences[4]
+    assert 'adjusted by Holm' in sentences[4]
     assert len(sentences) == 5
 
 
@@ -106,7 +106,6 @@ def test_words_name_a_pair_once(results):
     results['compare'] = ['bdd', 'cwd']
     sentences = in_words(parse(results), 'iterations')
     assert sum('BDD' in sentence and 'CWD' in sentence for sentence in sentences) == 1
-    assert 'not corrected for there being 5' in sentences[-1]
 
 
 def test_words_of_one_seed_and_of_none(results):

@@ -5,9 +5,10 @@ import math
 
 import pytest
 from helpers import ROOT, small_study, study_run, study_runs
+from scipy.stats import ttest_rel
 
 from bdd_seg.errors import ConfigError
-from bdd_seg.study.results import Provenance, Results, load_results, paired_difference
+from bdd_seg.study.results import Provenance, Results, holm, load_results, paired_difference
 
 T_975 = {2: 4.3027, 4: 2.7764}
 """Two-sided 95% quantiles of Student's t by degrees of freedom, from a printed table."""
@@ -35,7 +36,7 @@ def test_pairs_are_of_the_same_seed():
 
 def test_one_seed_has_no_interval_and_none_is_an_error():
     found = paired_difference({3: 31.0}, {3: 30.0, 4: 30.0})
-    assert found == (1.0, None, 1)
+    assert found == (1.0, None, 1, None)
     assert (str(found), found.cell(), found.verdict) == ('+1.0', '+1.0', 'one seed')
     with pytest.raises(ValueError, match='no seed'):
         paired_difference({0: 31.0}, {1: 30.0})
@@ -51,10 +52,67 @@ def test_one_seed_has_no_interval_and_none_is_an_error():
         ([0.0, 0.0, 0.0], 'not told apart', False),
     ],
 )
-def test_verdict_and_bold_follow_from_whether_the_interval_has_0(scores, verdict, bold):
+def test_the_verdict_of_one_comparison_follows_from_whether_its_interval_has_0(scores, verdict, bold):
     found = paired_difference(dict(enumerate(scores)), dict.fromkeys(range(3), 0.0))
     assert found.verdict == verdict
     assert found.cell() == (f'**{found}**' if bold else str(found))
+
+
+@pytest.mark.parametrize(
+    ('p_values', 'adjusted'),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # Holm's steps: 4, 3, 2 and 1 times
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.6, 0.9], [1.0, 1.0]),
+    ],
+)
+def test_holms_adjustment_by_hand(p_values, adjusted):
+    assert holm(p_values) == pytest.approx(adjusted)
+
+
+def test_the_p_value_agrees_with_scipys_paired_t_test():
+    own, control = [31.0, 30.2, 33.4, 32.0], [30.0, 30.5, 31.0, 31.2]
+    found = paired_difference(dict(enumerate(own)), dict(enumerate(control)))
+    assert found.p_value == pytest.approx(ttest_rel(own, control).pvalue)
+    assert found.reversed().interval == pytest.approx((-found.interval[1], -found.interval[0]))
+
+
+def test_differences_are_judged_after_the_adjustment():
+    """BDD minus CWD excludes 0 by itself, and no longer as one of three."""
+    results = Results.model_validate(small_study())
+    found = results.differences('iterations', 'test', 'bdd')
+    assert {other: one.verdict for other, one in found.items()} == {
+        'alone': 'ahead',
+        'kd': 'not told apart',
+        'cwd': 'behind',
+    }
+    alone = results.difference('iterations', 'test', 'bdd', 'alone')
+    assert found['alone'].p_value == pytest.approx(2 * alone.p_value)
+    assert found['cwd'].interval == results.difference('iterations', 'test', 'bdd', 'cwd').interval
+
+
+def test_runs_of_two_teachers_are_no_pair():
+    content = small_study()
+    for run in content['runs']:
+        if run['method'] in ('bdd', 'cwd'):
+            run['teacher'] = 'first'
+    content['runs'][-1]['teacher'] = 'second'  # CWD's with seed 2
+    results = Results.model_validate(content)
+    assert results.difference('iterations', 'test', 'bdd', 'cwd').seeds == 2
+    assert results.difference('iterations', 'test', 'bdd', 'alone').seeds == 3
+
+
+def test_a_pace_that_was_measured_apart_comes_first():
+    content = small_study()
+    results = Results.model_validate(content)
+    assert results.pace('bdd', 'iterations') == 0.3
+    assert results.minutes('bdd', 'iterations') == [4.5] * 3
+    pace = {**study_run('bdd', 0, 0.0, stage='pace', seconds_per_iteration=0.4), 'scores': {}}
+    results = Results.model_validate({**content, 'runs': [*content['runs'], pace]})
+    assert results.pace('bdd', 'iterations') == 0.4
+    assert results.minutes('bdd', 'iterations') == [0.4 * 900 / 60] * 3
 
 
 def test_class_gains_are_paired_and_sorted():

@@ -11,7 +11,7 @@ from helpers import study_file
 from bdd_seg.errors import ConfigError
 from bdd_seg.study import session as session_module
 from bdd_seg.study.configs import digest_if_local, reference_runs
-from bdd_seg.study.results import RunResult
+from bdd_seg.study.results import RunResult, load_results
 from bdd_seg.study.session import Session
 from bdd_seg.study.settings import load_study
 
@@ -81,6 +81,63 @@ def test_the_slowest_method_gets_a_part_of_the_iterations(session):
     assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [40, 4]
 
 
+def test_the_pace_is_measured_with_a_live_teacher(session, tmp_path):
+    made = session(budgets=['iterations', 'wall_clock'], wall_clock_of='kd', iterations=40, pace_iterations=3)
+    for run_ in made.final_runs():
+        store(made, run_, seconds_per_iteration=1.0)  # as it is with a recording
+    assert made.wall_clock_runs() == []
+    for run_, pace in zip(made.pace_runs(), (0.1, 0.2), strict=True):
+        assert run_.cfg.train_cfg.max_iters == 3 and run_.splits == {}
+        assert 'record' not in run_.training_config(tmp_path).model.get('teacher', {})
+        store(made, run_, seconds_per_iteration=pace)
+    assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [80, 40]
+    assert session(budgets=['iterations', 'wall_clock'], record=False).pace_runs() == []
+
+
+def test_teachers_that_run_a_network_are_recorded(session, tmp_path):
+    made = session()
+    student, distilled = made.final_runs()
+    assert distilled.training_config(tmp_path).model.teacher.record == str(tmp_path)
+    assert 'record' not in distilled.training_config(None).model.teacher
+    assert 'record' not in distilled.cfg.model.teacher  # so that it is the same run
+    assert 'teacher' not in student.training_config(tmp_path).model
+    cached = session(distilled_options={'model.teacher.type': 'CachedTeacher', 'model.teacher.cache': 'c'})
+    assert 'record' not in cached.final_runs()[1].training_config(tmp_path).model.teacher
+
+
+def test_seeds_of_their_own_come_after_those_of_all(session):
+    made = session()
+    kd = made.study.methods['kd'].model_copy(update={'seeds': [1, 5]})
+    made = session(seeds=[1, 2], methods={**made.study.methods, 'kd': kd})
+    assert [(run_.seed, run_.method) for run_ in made.final_runs()] == [
+        (1, 'alone'),
+        (1, 'kd'),
+        (2, 'alone'),
+        (5, 'kd'),
+    ]
+
+
+def test_results_from_elsewhere_are_taken_where_the_config_is_the_same(session):
+    made = session()
+    first, second = made.final_runs()
+    store(made, first, seconds=1.0, iterations=4)
+    made.report()
+    for folder in made.folder.glob('*-seed*'):
+        (folder / 'result.json').unlink()  # as on another machine
+    elsewhere = load_results(made.folder / 'results.json')
+    made.earlier = elsewhere
+    assert made.stored(first).scores == elsewhere.runs[0].scores
+    assert made.stored(second) is None
+    assert made.results().runs == elsewhere.runs
+    assert made.stored(made.make('alone', 'final', 2, {})) is None
+    other = session(train_flags=['--amp'])
+    other.earlier = elsewhere
+    assert other.stored(first) is None
+    more = session(splits={'val': {}, 'test': {}, 'train': {}})
+    more.earlier = elsewhere
+    assert more.stored(more.final_runs()[0]) is None
+
+
 def test_a_report_is_about_the_machine_that_measured(session):
     made = session()
     made.folder.mkdir()
@@ -100,7 +157,7 @@ def result_of(miou):
 def test_runs_at_once_get_their_shares_and_results_are_stored(session, monkeypatch, capsys):
     both, seen = threading.Barrier(2, timeout=600), []
 
-    def train_and_test(run, folder, study, environment, stop, follow):
+    def train_and_test(run, folder, study, environment, stop, follow, recordings):
         both.wait()  # two at a time
         seen.append(environment)
         folder.mkdir(parents=True)
@@ -130,7 +187,7 @@ def test_runs_at_once_get_their_shares_and_results_are_stored(session, monkeypat
 def test_a_run_that_fails_stops_the_others(session, monkeypatch):
     started = threading.Event()
 
-    def train_and_test(run, folder, study, environment, stop, follow):
+    def train_and_test(run, folder, study, environment, stop, follow, recordings):
         if run.method == 'alone':
             assert started.wait(600)
             raise ConfigError('broken')

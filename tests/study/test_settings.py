@@ -54,6 +54,15 @@ def test_what_is_left_out_has_its_default(tmp_path):
             },
             "methods: 'teacher' is the name of what is only evaluated",
         ),
+        ({'judge_on': ['test']}, "judge_on: 'test' is none of the splits"),
+        (
+            {'methods': {**SMALLEST['methods'], 'kd': {**SMALLEST['methods']['kd'], 'space': {'a': [1]}}}},
+            'methods.kd: give it a search or a space, not both',
+        ),
+        (
+            {'methods': {'alone': {'label': 'a', 'config': 'a.py', 'space': {'loss.tau': [1, 2]}}}},
+            'trials: tell how many settings are drawn from each space',
+        ),
         ({'equal': ['hours']}, "equal.0: Input should be 'iterations' or 'wall_clock'"),
     ],
 )
@@ -66,6 +75,27 @@ def test_every_method_gets_as_many_trials(tmp_path):
     methods = {**SMALLEST['methods'], 'cwd': {'label': 'c', 'config': 'b.py'}}
     with pytest.raises(ConfigError, match="needs as many trials as the others: {'kd': 1, 'cwd': 0}"):
         load(tmp_path, methods=methods)
+
+
+def test_settings_drawn_from_a_space_are_different_and_the_same_in_every_call(tmp_path):
+    space = {'loss.tau': [1, 2, 4], 'loss.loss_weight': [1, 3], 'loss.schedule': [None, {'warmup': 5}]}
+    kd, cwd = ({'label': name, 'config': 'b.py', 'space': space} for name in ('kd', 'cwd'))
+    methods = {'alone': SMALLEST['methods']['alone'], 'kd': kd, 'cwd': cwd}
+    study = load(tmp_path, methods=methods, trials=5)
+    drawn = study.search_of('kd')
+    assert len(drawn) == 5 and len({str(setting) for setting in drawn}) == 5
+    assert all(setting[key] in values for setting in drawn for key, values in space.items())
+    assert drawn == load(tmp_path, methods=methods, trials=5).search_of('kd') != study.search_of('cwd')
+    whole = load(tmp_path, methods=methods, trials=50)
+    assert len(whole.search_of('kd')) == 12  # all that there are
+
+
+def test_a_method_may_have_seeds_and_a_length_of_its_own(tmp_path):
+    methods = {**SMALLEST['methods'], 'alone': {'label': 'a', 'config': 'a.py', 'seeds': [1, 2, 3]}}
+    study = load(tmp_path, methods=methods)
+    assert study.seeds_of('alone') == [1, 2, 3] and study.seeds_of('kd') == [1, 2]
+    with pytest.raises(ConfigError, match='a seed that chose a setting'):
+        load(tmp_path, methods=methods, search_seeds=[3])
 
 
 def test_files_that_cannot_be_read(tmp_path):
