@@ -204,6 +204,9 @@ def build_cases(args: argparse.Namespace, folder: Path) -> tuple[list[Case], lis
             Case('steps', f'live teacher{ending}', partial(network.step, data), STUDENT)
             for ending, network in distillers.items()
         ]
+        replayed = build_network(with_teacher(cfg, record=str(folder / 'recording')), args.device)
+        replayed.step(data)  # which records the answers that all others replay
+        cases.append(Case('steps', 'recorded teacher', partial(replayed.step, data), STUDENT))
     if 'teacher' in args.only:
         cases += teacher_cases(distillers, data)
     if 'loader' in args.only:

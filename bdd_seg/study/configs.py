@@ -103,6 +103,7 @@ class Run:
             splits=self.splits,
             checkpoint=digest_if_local(self.checkpoint),
             teacher=digest_if_local(file),
+            start=digest_if_local(self.cfg.get('load_from')),
         )
 
     def to_record(self, result: RunResult) -> RunRecord:

@@ -51,12 +51,14 @@ class Provenance(_Record):
         splits: Split → overrides under which it was evaluated.
         checkpoint: SHA-256 of the checkpoint of a reference.
         teacher: SHA-256 of the teacher's checkpoint, or of the manifest of its cache.
+        start: SHA-256 of the checkpoint that the student begins with, the config's ``load_from``.
     """
 
     train_flags: list[str] = []
     splits: dict[str, Options] = {}
     checkpoint: str | None = None
     teacher: str | None = None
+    start: str | None = None
 
     def agrees_with(self, earlier: 'Provenance') -> bool:
         """Return False if an earlier run had other inputs.
@@ -116,9 +118,10 @@ class RunIdentity(_Record):
 class RunRecord(RunResult, RunIdentity):
     """A finished run, an entry of ``results.json``."""
 
-    def shares_teacher(self, other: 'RunRecord') -> bool:
-        """Return False if both runs had a teacher, and not the same one."""
-        return self.teacher is None or other.teacher is None or self.teacher == other.teacher
+    def pairs_with(self, other: 'RunRecord') -> bool:
+        """Return False if both runs had a teacher, or a checkpoint to begin with, and not the same one."""
+        files = (self.teacher, other.teacher), (self.start, other.start)
+        return all(None in pair or pair[0] == pair[1] for pair in files)
 
 
 class MethodRecord(_Record):
@@ -208,13 +211,12 @@ class Results(_Record):
     def difference(self, budget: Budget, split: str, method: str, other: str) -> 'Difference | None':
         """Return the difference of two methods' mIoU, None as long as they have no seed in common.
 
-        Runs with one seed and two teachers, such as those of a study that went on elsewhere, are no pair.
+        Runs with one seed and two teachers, or with two checkpoints to begin with, as in a study that went on
+        elsewhere, are no pair.
         """
         runs = self.finished(budget)
         own, control = runs.get(method, {}), runs.get(other, {})
-        own = {
-            seed: run for seed, run in own.items() if seed in control and run.shares_teacher(control[seed])
-        }
+        own = {seed: run for seed, run in own.items() if seed in control and run.pairs_with(control[seed])}
         return paired_if_any(mious(own, split), mious(control, split))
 
     def differences(self, budget: Budget, split: str, method: str) -> dict[str, 'Difference']:

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean, median
@@ -75,16 +76,23 @@ class Session:
             self.run_all('final runs', self.final_runs())
             self.run_all('pace', self.pace_runs())
             self.run_all('equal wall-clock', self.wall_clock_runs())
-            shutil.rmtree(self.recordings, ignore_errors=True)  # no run is left that would replay them
+            if self.recordings is not None:  # no run is left that would replay them
+                shutil.rmtree(self.recordings, ignore_errors=True)
         except StoppedError:
             say('== stopped; the same command goes on from here')
         finally:
             self.report()
 
-    @property
-    def recordings(self) -> Path:
-        """The folder in which runs of this study share recordings of their teachers."""
-        return self.folder / 'recordings'
+    @cached_property
+    def recordings(self) -> Path | None:
+        """The folder in which runs share recordings of their teachers; None where no two runs could."""
+        study = self.study
+        shares = [
+            max(1, len(study.search_of(name)))
+            for name in study.methods
+            if 'teacher' in self.make(name, 'final', study.seeds[0], {}).cfg.model
+        ]
+        return self.folder / 'recordings' if study.record and sum(shares) > 1 else None
 
     def list_runs(self) -> None:
         """Print the steps of :meth:`run`, as far as they are known before the search is over."""
@@ -111,7 +119,7 @@ class Session:
 
     def pace_runs(self) -> list[Run]:
         """Return the short runs that measure the pace of each method with a live teacher."""
-        if not self.study.record or 'wall_clock' not in self.study.budgets:
+        if self.recordings is None or 'wall_clock' not in self.study.budgets:
             return []
         return [
             self.make(name, 'pace', self.study.seeds[0], self.chosen(name)) for name in self.study.methods
@@ -242,7 +250,7 @@ class Session:
                 device,
                 self.must_stop,
                 follow,
-                self.recordings if self.study.record else None,
+                self.recordings,
             )
         finally:
             self.devices.put(device)

@@ -15,7 +15,7 @@ from bdd_seg.runtime.upstream.configs import load_config
 
 TEACHERS = ('', ', done plainly', ', bf16')
 NAMES = {
-    'steps': ['student alone', *(f'live teacher{ending}' for ending in TEACHERS)],
+    'steps': ['student alone', *(f'live teacher{ending}' for ending in TEACHERS), 'recorded teacher'],
     'teacher': [f'teacher forward{ending}' for ending in TEACHERS],
     'loader': [
         'loader alone',

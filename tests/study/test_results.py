@@ -93,12 +93,13 @@ def test_differences_are_judged_after_the_adjustment():
     assert found['cwd'].interval == results.difference('iterations', 'test', 'bdd', 'cwd').interval
 
 
-def test_runs_of_two_teachers_are_no_pair():
+@pytest.mark.parametrize('file', ['teacher', 'start'])
+def test_runs_of_two_teachers_or_two_starts_are_no_pair(file):
     content = small_study()
     for run in content['runs']:
         if run['method'] in ('bdd', 'cwd'):
-            run['teacher'] = 'first'
-    content['runs'][-1]['teacher'] = 'second'  # CWD's with seed 2
+            run[file] = 'first'
+    content['runs'][-1][file] = 'second'  # CWD's with seed 2
     results = Results.model_validate(content)
     assert results.difference('iterations', 'test', 'bdd', 'cwd').seeds == 2
     assert results.difference('iterations', 'test', 'bdd', 'alone').seeds == 3

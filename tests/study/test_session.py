@@ -81,17 +81,35 @@ def test_the_slowest_method_gets_a_part_of_the_iterations(session):
     assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [40, 4]
 
 
+def several(made):
+    """The methods of a study, and a second one with a teacher."""
+    methods = made.study.methods
+    return {**methods, 'other': methods['kd'].model_copy(update={'options': {'loss.loss_weight': 9}})}
+
+
+def test_a_recording_is_made_where_several_runs_share_it(session):
+    made = session()
+    assert made.recordings is None
+    assert session(methods=several(made)).recordings == made.folder / 'recordings'
+    assert session(methods=several(made), record=False).recordings is None
+    searched = made.study.methods['kd'].model_copy(
+        update={'search': [{'loss.loss_weight': w} for w in (1, 2)]}
+    )
+    assert session(methods={**made.study.methods, 'kd': searched}).recordings is not None
+
+
 def test_the_pace_is_measured_with_a_live_teacher(session, tmp_path):
-    made = session(budgets=['iterations', 'wall_clock'], wall_clock_of='kd', iterations=40, pace_iterations=3)
+    budget = {'budgets': ['iterations', 'wall_clock'], 'wall_clock_of': 'kd', 'iterations': 40}
+    made = session(methods=several(session()), **budget, pace_iterations=3)
     for run_ in made.final_runs():
         store(made, run_, seconds_per_iteration=1.0)  # as it is with a recording
     assert made.wall_clock_runs() == []
-    for run_, pace in zip(made.pace_runs(), (0.1, 0.2), strict=True):
+    for run_, pace in zip(made.pace_runs(), (0.1, 0.2, 0.1), strict=True):
         assert run_.cfg.train_cfg.max_iters == 3 and run_.splits == {}
         assert 'record' not in run_.training_config(tmp_path).model.get('teacher', {})
         store(made, run_, seconds_per_iteration=pace)
-    assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [80, 40]
-    assert session(budgets=['iterations', 'wall_clock'], record=False).pace_runs() == []
+    assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [80, 40, 80]
+    assert session(**budget).pace_runs() == []
 
 
 def test_teachers_that_run_a_network_are_recorded(session, tmp_path):
