@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from bdd_seg.study.results import load_results
+from bdd_seg.study.settings import format_overrides
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / 'docs/methods.yaml'
 CONFIGS = ROOT / 'configs'
@@ -45,7 +48,7 @@ def page(folder: str, method: dict[str, Any], table: dict[str, Any]) -> str:
     ]
     if method.get('differences'):
         parts += ['## Differences from paper and code', _bullets(method['differences'])]
-    parts += ['## Published', published(folder, table['recipes']), '## Measured here', measured(method)]
+    parts += ['## Published', published(folder, table['recipes']), '## Measured here', measured(folder)]
     return '\n\n'.join(map(_wrapped, filter(None, parts))) + '\n'
 
 
@@ -121,31 +124,36 @@ def published(folder: str, recipes: list[dict[str, Any]]) -> str:
     return '\n'.join(lines)
 
 
-def measured(method: dict[str, Any]) -> str:
-    """Return the gains that the studies of this repository measured."""
-    if 'study' not in method:
+def measured(folder: str) -> str:
+    """Return the gains that the studies of this repository measured with a folder's configs."""
+    rows = [row for file in sorted(STUDIES.glob('*/results.json')) for row in gains(folder, file)]
+    if not rows:
         return 'Not measured.'
     lines = [
-        'mIoU minus that of the student alone: means of three seeds with 95% intervals. The setting was '
-        f'chosen on val of the first study: {method["study"]["setting"]}. '
-        '[configs/bdd](../bdd/README.md#measured) compares the method with BDD.',
+        'mIoU on test minus that of the student alone with as many iterations: means over the seeds with 95% '
+        'intervals. Settings were chosen on val of other seeds.',
         '',
-        '| study | val | test |',
-        '| --- | ---: | ---: |',
+        '| study | method | chosen | test − student alone | seeds |',
+        '| --- | --- | --- | ---: | ---: |',
     ]
-    for study in ('camvid_120x160', 'street_scenes_96x192'):
-        val, test = gains(study, method['study']['label'])
-        lines.append(f'| [{study}](../../benchmarks/studies/{study}/report.md) | {val} | {test} |')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *rows])
 
 
-def gains(study: str, label: str) -> tuple[str, str]:
-    """Return a method's gains on val and test as the first table of a study's report has them."""
-    for line in (STUDIES / study / 'report.md').read_text(encoding='utf-8').splitlines():
-        cells = [cell.strip() for cell in line.strip('|').split('|')]
-        if cells[0] == label and len(cells) == 9:
-            return cells[2], cells[4]
-    raise KeyError(f'no row {label!r} in the report of {study}')
+def gains(folder: str, file: Path) -> list[str]:
+    """Return a row for each method of a study that has the folder's name, or one of its configs."""
+    results, study = load_results(file), file.parent.name
+    if results.control != 'alone':  # a study of something else than methods
+        return []
+    split = results.judged_on()[-1]
+    rows = []
+    for other, found in results.differences('iterations', split, results.control).items():
+        about = results.methods[other]
+        if other == folder or about.config.startswith(f'configs/{folder}/'):
+            setting = format_overrides({**about.options, **about.setting}) or 'defaults'
+            setting = setting.replace('model.distill_losses.1.', 'second loss: ')
+            cells = [f'[{study}](../../benchmarks/studies/{study}/report.md)', about.label, setting]
+            rows.append('| ' + ' | '.join([*cells, str(found.reversed()), str(found.seeds)]) + ' |')
+    return rows
 
 
 def _named(loss: dict[str, Any]) -> str:

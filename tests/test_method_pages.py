@@ -21,7 +21,7 @@ PAGES = make_method_pages.pages(TABLE)
 NO_METHODS = {'_base_', 'pspnet', 'teachers_from_elsewhere'}
 FOLDERS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - NO_METHODS
 KEYS = {'title', 'class', 'paper', 'compares', 'labels', 'balance', 'losses', 'defaults'}
-OPTIONAL = {'written_by_hand', 'by_pair', 'defaults_are', 'composed', 'notes', 'differences', 'study'}
+OPTIONAL = {'written_by_hand', 'by_pair', 'defaults_are', 'composed', 'notes', 'differences'}
 
 
 def default(loss: type, name: str):

@@ -124,7 +124,7 @@ def in_words(results: Results, budget: Budget) -> list[str]:
             found = results.differences(budget, split, method)
             tested += sum(one.interval is not None for one in found.values())
             sentences += [
-                _sentence(results.label(method), results.label(other), split, found[other])
+                sentence(results.label(method), results.label(other), split, found[other])
                 for other in others
                 if other in found
             ]
@@ -138,7 +138,8 @@ def in_words(results: Results, budget: Budget) -> list[str]:
     return sentences
 
 
-def _sentence(name: str, other: str, split: str, found: Difference) -> str:
+def sentence(name: str, other: str, split: str, found: Difference) -> str:
+    """Return in words what a difference of two methods on a split shows."""
     if found.interval is None:
         return (
             f'On {split}, {name} minus {other} is {found} with one seed, which shows nothing of the spread.'

@@ -1,0 +1,53 @@
+"""Make docs/results.md from the results of the studies.
+
+python docs/make_results.py
+"""
+
+from pathlib import Path
+
+from bdd_seg.study.plots import BUDGET_TITLES
+from bdd_seg.study.report import HOW_TO_READ, main_table, sentence
+from bdd_seg.study.results import Results, load_results
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDIES = ROOT / 'benchmarks/studies'
+PAGE = ROOT / 'docs/results.md'
+MARK = '<!-- Made by docs/make_results.py from benchmarks/studies/*/results.json. -->'
+INTRODUCTION = (
+    'Each table is one command, and each run in it a call of `tools/train.py` and `tools/test.py`. The report '
+    'of a study has all comparisons, the classes, the search, and the limits of what it shows.'
+)
+
+
+def page() -> str:
+    """Return the text of docs/results.md."""
+    parts = [MARK, '# Results', INTRODUCTION, HOW_TO_READ]
+    for file in sorted(STUDIES.glob('*/results.json')):
+        parts += study(load_results(file), file.parent.name)
+    return '\n\n'.join(parts) + '\n'
+
+
+def study(results: Results, name: str) -> list[str]:
+    """Return the parts of the page on one study, whose folder has this name."""
+    parts = [f'## {results.title}', f'```bash\n{results.command}\n```']
+    parts.append(f'[Report](../benchmarks/studies/{name}/report.md)')
+    for budget in results.budgets():
+        parts += [f'**{BUDGET_TITLES[budget].capitalize()}.**', main_table(results, budget)]
+        parts += [f'- {line}' for line in against_cwd(results, budget)]
+    return parts
+
+
+def against_cwd(results: Results, budget: str) -> list[str]:
+    """Return the sentence on BDD and its closest relative, CWD, none where a study lacks one of them."""
+    if not {'bdd-channel', 'cwd'} <= results.methods.keys():
+        return []
+    split = results.judged_on()[-1]
+    found = results.differences(budget, split, 'bdd-channel').get('cwd')
+    return (
+        [] if found is None else [sentence(results.label('bdd-channel'), results.label('cwd'), split, found)]
+    )
+
+
+if __name__ == '__main__':
+    PAGE.write_text(page(), encoding='utf-8')
+    print(PAGE.relative_to(ROOT))
