@@ -14,8 +14,8 @@ STUDIES = ROOT / 'benchmarks/studies'
 PAGE = ROOT / 'docs/results.md'
 MARK = '<!-- Made by docs/make_results.py from benchmarks/studies/*/results.json. -->'
 INTRODUCTION = (
-    'Each table is one command, and each run in it a call of `tools/train.py` and `tools/test.py`. The report '
-    'of a study has all comparisons, the classes, the search, and the limits of what it shows.'
+    'Each table is one command, and each run in it a call of `tools/train.py` and `tools/test.py`. The '
+    'report of a study has all comparisons, the classes, the search, and the limits of what it shows.'
 )
 
 
