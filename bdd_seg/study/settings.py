@@ -60,6 +60,7 @@ class Method(_Settings):
             are drawn, all different.
         seeds: Seeds of its final runs; by default those of the study.
         iterations: Length of its final runs, where that is what is compared; by default that of the study.
+            Such a method needs no search.
     """
 
     label: str
@@ -154,7 +155,8 @@ class Study(_Settings):
             raise ValueError("equal: begins with 'iterations', whose runs measure the wall-clock")
         if 'wall_clock' in self.budgets and self.wall_clock_of is None:
             raise ValueError("equal: 'wall_clock' needs wall_clock_of, the method whose time all others get")
-        trials = {name: len(self.search_of(name)) for name in self.methods if name != self.control}
+        rivals = [name for name, method in self.methods.items() if method.iterations is None]
+        trials = {name: len(self.search_of(name)) for name in rivals if name != self.control}
         if len(set(trials.values())) > 1:
             raise ValueError(
                 f'search: every method but the control needs as many trials as the others: {trials}'

@@ -98,6 +98,12 @@ def test_a_method_may_have_seeds_and_a_length_of_its_own(tmp_path):
         load(tmp_path, methods=methods, search_seeds=[3])
 
 
+def test_a_method_with_a_length_of_its_own_needs_no_search(tmp_path):
+    longer = {'label': 'a', 'config': 'a.py', 'iterations': 9}
+    study = load(tmp_path, methods={**SMALLEST['methods'], 'longer': longer})
+    assert study.methods['longer'].iterations == 9
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match='nowhere.yaml. cannot be read: .*No such file'):
         load_study(tmp_path / 'nowhere.yaml')

@@ -1,0 +1,6 @@
+_base_ = '../_base_/pairs/pspnet_r50-d8-w32_pspnet_r18-d8-w16_1xb8-500_camvid-120x160.py'
+model = dict(
+    distill_losses=[
+        dict(type='CIRKDLoss', reverse_weight=1.0,
+             student_tap='decode_head.bottleneck', teacher_tap='decode_head.bottleneck'),
+        dict(type='KDLoss', reverse_weight=1.0)])
