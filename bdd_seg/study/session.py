@@ -145,18 +145,21 @@ class Session:
         if 'wall_clock' not in study.budgets:
             return []
         iterations = iterations_of(study)
-        pace: dict[str, list[float]] = {name: [] for name in study.methods}
+        pace: dict[str, list[float]] = {
+            name: [] for name, method in study.methods.items() if method.iterations is None
+        }
         for run in self.pace_runs() or self.final_runs():
-            result = self.stored(run)
+            result = self.stored(run) if run.method in pace else None
             if result is not None and result.seconds_per_iteration is not None:
                 pace[run.method].append(result.seconds_per_iteration)
         if not all(pace.values()):
             return []
         wall_clock = median(pace[study.wall_clock_of or study.control])
-        tenths = {name: max(1, round(10 * wall_clock / median(pace[name]))) for name in study.methods}
+        tenths = {name: max(1, round(10 * wall_clock / median(seconds))) for name, seconds in pace.items()}
         return [
             self.make(name, 'final', seed, setting, 'wall_clock', round(iterations * tenths[name] / 10))
             for seed, name, setting in self._by_seed()
+            if name in tenths
         ]
 
     def make(self, *arguments: Any) -> Run:

@@ -110,6 +110,11 @@ def test_the_pace_is_measured_with_a_live_teacher(session, tmp_path):
         store(made, run_, seconds_per_iteration=pace)
     assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [80, 40, 80]
     assert session(**budget).pace_runs() == []
+    longer = made.study.methods['alone'].model_copy(update={'iterations': 90})
+    methods = {**made.study.methods, 'longer': longer}
+    made = session(**{**budget, 'methods': methods}, pace_iterations=3)
+    assert [run_.method for run_ in made.wall_clock_runs()] == ['alone', 'kd', 'other']
+    assert [run_.cfg.train_cfg.max_iters for run_ in made.final_runs()] == [40, 40, 40, 90]
 
 
 def test_teachers_that_run_a_network_are_recorded(session, tmp_path):
