@@ -106,8 +106,8 @@ class GradientProbe(DistillLoss):
             for name, at in places.items():
                 record[f'{name} {term} (%)'] = 100 * (size.sum(1)[at].sum() / size.sum()).item()
             record[f'classes {term}'] = (100 * size.sum((0, 2, 3)) / size.sum()).tolist()
-        flat = [gradient.flatten() for gradient in gradients.values()]
-        record['cosine'] = torch.cosine_similarity(*flat, dim=0).item()
+        forward, reverse = (gradients[term].flatten() for term in ('forward', 'reverse'))
+        record['cosine'] = torch.cosine_similarity(forward, reverse, dim=0).item()
         return record
 
 

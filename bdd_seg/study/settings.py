@@ -1,6 +1,6 @@
 """The keys of a study file (YAML). ``benchmarks/studies`` holds examples."""
 
-import itertools
+import math
 import os
 import random
 from pathlib import Path
@@ -56,8 +56,8 @@ class Method(_Settings):
             exist in the working directory is looked up in this project.
         options: Overrides of this method.
         search: Settings to choose from, each a dict of overrides. The best on ``select_on`` is taken.
-        space: Values to choose from, by override, in place of ``search``. The study's ``trials`` combinations
-            are drawn, all different.
+        space: Values to choose from, by override, in place of ``search``. Tried are the config as it is and
+            combinations of these values, drawn as a Latin hypercube, ``trials`` in all.
         seeds: Seeds of its final runs; by default those of the study.
         iterations: Length of its final runs, where that is what is compared; by default that of the study.
             Such a method needs no search.
@@ -84,7 +84,7 @@ class Study(_Settings):
         teacher: Evaluated beside the students.
         seeds: Seeds of the final runs.
         search_seeds: Seeds of the search.
-        trials: Number of settings to draw from each method's ``space``.
+        trials: Number of settings to try of each method that has a ``space``.
         select_on: The split on which settings are chosen.
         splits: Name → overrides under which ``tools/test.py`` evaluates that split.
         judge_on: The splits on which final runs are evaluated; by default all.
@@ -172,11 +172,9 @@ class Study(_Settings):
     def search_of(self, name: str) -> list[Options]:
         """Return the settings that the search tries for a method, the same ones in every call."""
         method = self.methods[name]
-        if not method.space:
+        if not method.space or self.trials is None:
             return method.search
-        values = itertools.product(*method.space.values())
-        settings = [dict(zip(method.space, one, strict=True)) for one in values]
-        return random.Random(name).sample(settings, min(self.trials or 0, len(settings)))
+        return [{}, *_latin_hypercube(method.space, self.trials - 1, random.Random(name))]
 
     def seeds_of(self, name: str) -> list[int]:
         """Return the seeds of a method's final runs."""
@@ -186,6 +184,29 @@ class Study(_Settings):
     def final_splits(self) -> dict[str, Options]:
         """The splits on which final runs are evaluated, with their overrides."""
         return {split: self.splits[split] for split in self.judge_on or self.splits}
+
+
+def _latin_hypercube(space: dict[str, list[Any]], count: int, rng: random.Random) -> list[Options]:
+    """Return different combinations of values, in which the values of each key come about equally often.
+
+    Args:
+        space: Key → values.
+        count: Number of combinations. There are fewer if the space has fewer.
+        rng: Decides which.
+    """
+    found: list[Options] = []
+    count = min(count, math.prod(map(len, space.values())))
+    while len(found) < count:
+        columns = []
+        for values in space.values():
+            rounds = range(-(-count // len(values)))
+            column = [value for _ in rounds for value in rng.sample(values, len(values))]
+            columns.append(rng.sample(column[:count], count))
+        for row in zip(*columns, strict=True):
+            setting = dict(zip(space, row, strict=True))
+            if setting not in found and len(found) < count:
+                found.append(setting)
+    return found
 
 
 def load_study(path: Path) -> Study:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mmseg
 import torch
 import torch.nn.functional as F  # noqa: N812
 from mmseg.models import BaseSegmentor
@@ -19,7 +20,7 @@ from bdd_seg.runtime.upstream import bfloat16
 from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.classes import check_number_of_classes
 from bdd_seg.teachers.frozen import PRECISIONS, FrozenModule
-from bdd_seg.teachers.normalise import Normalisation, renormalise
+from bdd_seg.teachers.normalise import Normalisation, as_data, renormalise
 from bdd_seg.teachers.recording import Recording
 
 
@@ -104,6 +105,7 @@ class NetworkTeacher(Teacher):
         self.input_channels = None if channels is None else list(channels)
         self.record = record
         self._recording: Recording | None = None
+        self._weights = ''
         self.network: FrozenModule | None = None
         self._facts: Network | None = None
         self._source = Normalisation()
@@ -193,6 +195,8 @@ class NetworkTeacher(Teacher):
             wanted.add(self.logits_tap)
         self._source = Normalisation.of(student.data_preprocessor)
         self._facts = facts
+        if self.record is not None:  # now, since BatchNorm is folded before the first answer
+            self._weights = _weights_digest(facts.model)
         self.network = FrozenModule(
             facts.model, wanted, facts.forward, self.precision, self.compile, facts.read
         )
@@ -245,12 +249,15 @@ class NetworkTeacher(Teacher):
     def _conditions(self, device: str) -> dict[str, Any]:
         """Return what its answers depend on beside the images, as plain data."""
         autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
-        conditions = {'device': device, 'autocast': autocast, 'compile': self.compile}
-        weights = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            weights.update(name.encode())
-            weights.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return {**self.fingerprint(), **conditions, 'weights': weights.hexdigest()}
+        return {
+            **self.fingerprint(),
+            'weights': self._weights,
+            'images_normalised': as_data(self._source),
+            'device': device,
+            'autocast': autocast,
+            'compile': self.compile,
+            'versions': {module.__name__: module.__version__ for module in (torch, mmseg)},
+        }
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Return the student's images (N, C, H, W) as the teacher's network expects them."""
@@ -290,6 +297,15 @@ class NetworkTeacher(Teacher):
             raise ConfigError(
                 f'the teacher ({self.describe()}) takes images of {own} channels, and gets {images}{advice}'
             )
+
+
+def _weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights and buffers, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def input_bands(model: nn.Module) -> int | None:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.atomic_files import write_atomically, write_json
+
+RESERVE = 2_000_000_000
+"""Bytes that a recording leaves free on its disk."""
 
 Compute = Callable[[Tensor], dict[str, Tensor]]
 
@@ -43,6 +47,7 @@ class Recording:
         self.folder = Path(folder) / digest[:16]
         self._teacher = teacher
         self._is_announced = False
+        self._is_full = False
 
     def answer(self, images: Tensor, taps: Collection[str], compute: Compute) -> dict[str, Tensor]:
         """Return tap name → (N, C, h, w) in the dtype of the images, from the recording where it has them.
@@ -50,29 +55,23 @@ class Recording:
         Args:
             images: (N, bands, H, W) as the teacher receives them.
             taps: Names of the wanted maps.
-            compute: Called with ``images`` where one of their answers is missing. Returns the maps.
+            compute: Called with those images whose answers are missing. Returns the maps.
 
         Raises:
-            ConfigError: A value does not fit into float16, or the disk is full.
+            ConfigError: A value is not finite, or does not fit into float16; or a file cannot be written.
         """
         digests = image_digests(images)
-        recorded = self._read(digests, taps)
-        stored = recorded or {tap: [compact(one) for one in maps] for tap, maps in compute(images).items()}
-        self._announce(stored, is_replayed=recorded is not None)
-        if recorded is None:
-            self._write(digests, stored)
-        return {tap: torch.stack([one.to(images) for one in maps]) for tap, maps in stored.items()}
-
-    def _read(self, digests: Sequence[str], taps: Collection[str]) -> dict[str, list[Tensor]] | None:
-        """Return tap name → a map for each image, None if one of them is not recorded or is damaged."""
-        maps: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-        for digest in digests:
-            one = self._read_file(digest, taps)
-            if one is None:
-                return None
-            for tap, value in one.items():
-                maps[tap].append(value)
-        return maps
+        stored = [self._read_file(digest, taps) for digest in digests]
+        missing = [i for i, one in enumerate(stored) if one is None]
+        if missing:
+            maps = compute(images[missing] if len(missing) < len(images) else images)
+            for position, i in enumerate(missing):
+                stored[i] = {tap: _checked(tap, compact(values[position])) for tap, values in maps.items()}
+        found = [one for one in stored if one is not None]
+        self._announce(found[0], len(missing), len(images))
+        for i in missing:
+            self._write(digests[i], found[i])
+        return {tap: torch.stack([one[tap].to(images) for one in found]) for tap in taps}
 
     def _read_file(self, digest: str, taps: Collection[str] | None = None) -> dict[str, Tensor] | None:
         try:
@@ -84,45 +83,54 @@ class Recording:
         intact = all(checksums.get(tap) == _checksum(value) for tap, value in maps.items())
         return maps if intact else None
 
-    def _write(self, digests: Sequence[str], stored: Mapping[str, Sequence[Tensor]]) -> None:
-        for i, digest in enumerate(digests):
-            maps = {tap: values[i] for tap, values in stored.items()}
-            for tap, value in maps.items():
-                if not value.isfinite().all():
-                    raise ConfigError(
-                        f'teacher.record: {tap} has values that float16 cannot hold. Train without record'
-                    )
-            maps = {**(self._read_file(digest) or {}), **maps}  # the taps that other students compare
-            checksums = {tap: _checksum(value) for tap, value in maps.items()}
-            try:
-                self._file(digest).parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(self._file(digest), save(maps, metadata=checksums))
-            except (OSError, SafetensorError) as error:
-                raise ConfigError(
-                    f'teacher.record: {str(self._file(digest))!r} cannot be written: {error}. Make room, or '
-                    'train without record; --resume goes on from the last checkpoint'
-                ) from error
+    def _write(self, digest: str, maps: dict[str, Tensor]) -> None:
+        """Write the maps of one image, unless the disk is nearly full."""
+        file = self._file(digest)
+        maps = {**(self._read_file(digest) or {}), **maps}  # the taps that other students compare
+        checksums = {tap: _checksum(value) for tap, value in maps.items()}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.folder).free < RESERVE:
+                self._warn_once()
+                return
+            write_atomically(file, save(maps, metadata=checksums))
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f'teacher.record: {str(file)!r} cannot be written: {error}. Choose another folder, or train '
+                'without record (in a study file record: false)'
+            ) from error
+
+    def _warn_once(self) -> None:
+        if not self._is_full:
+            print_log(
+                f'The disk of {str(self.folder)!r} has less than {decimal(RESERVE)} left: nothing more is '
+                'recorded, and the teacher goes on live',
+                logger='current',
+                level=logging.WARNING,
+            )
+        self._is_full = True
 
     def _file(self, digest: str) -> Path:
         return self.folder / digest[:2] / f'{digest}.safetensors'
 
-    def _announce(self, stored: Mapping[str, Sequence[Tensor]], is_replayed: bool) -> None:
+    def _announce(self, maps: Mapping[str, Tensor], missing: int, images: int) -> None:
         """Log once where the first answers come from, and the space that a recording will take.
 
-        Raises:
-            ConfigError: The disk has less.
+        Args:
+            maps: Those of one image.
+            missing: Number of images of the first batch that were not recorded.
+            images: Number of images in the batch.
         """
         if self._is_announced:
             return
         self._is_announced = True
-        if is_replayed:
+        if not missing:
             print_log(f'The teacher is replayed from {str(self.folder)!r}', logger='current')
             return
-        batches = list(stored.values())
-        each = sum(maps[0].numel() * maps[0].element_size() for maps in batches)
+        each = sum(value.numel() * value.element_size() for value in maps.values())
         hub = MessageHub.get_current_instance()
         iterations = (hub.get_info('max_iters') or 0) - (hub.get_info('iter') or 0)
-        whole = each * len(batches[0]) * get_world_size() * max(iterations, 0)
+        whole = each * images * get_world_size() * max(iterations, 0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if is_main_process():
@@ -130,16 +138,11 @@ class Recording:
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise ConfigError(f'teacher.record: {str(self.folder)!r} cannot be written: {error}') from error
-        space = f'{decimal(whole)} for the rest of this training, {decimal(free)} are free'
         print_log(
-            f'The teacher is recorded in {str(self.folder)!r}: {decimal(each)} a crop, at most {space}',
+            f'The teacher is recorded in {str(self.folder)!r}: {decimal(each)} a crop, at most '
+            f'{decimal(whole)} for the rest of this training, {decimal(free)} are free',
             logger='current',
         )
-        if whole > free:
-            raise ConfigError(
-                f'teacher.record: {str(self.folder)!r} may need {space}. Choose a folder on another disk, or '
-                'let the data have FixedViews, whose recording stops growing'
-            )
 
 
 def image_digests(images: Tensor) -> list[str]:
@@ -154,6 +157,20 @@ def compact(value: Tensor) -> Tensor:
     exact = value.bfloat16()
     stored = exact if torch.equal(exact.to(value.dtype), value) else value.half()
     return stored.cpu().contiguous()
+
+
+def _checked(tap: str, value: Tensor) -> Tensor:
+    """Return a stored map.
+
+    Raises:
+        ConfigError: It has values that are not finite.
+    """
+    if not value.isfinite().all():
+        raise ConfigError(
+            f'teacher.record: {tap} has values that are not finite, or too large for float16. Train without '
+            'record'
+        )
+    return value
 
 
 def _checksum(value: Tensor) -> str:

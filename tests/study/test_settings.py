@@ -77,17 +77,23 @@ def test_every_method_gets_as_many_trials(tmp_path):
         load(tmp_path, methods=methods)
 
 
-def test_settings_drawn_from_a_space_are_different_and_the_same_in_every_call(tmp_path):
+def test_settings_drawn_from_a_space(tmp_path):
     space = {'loss.tau': [1, 2, 4], 'loss.loss_weight': [1, 3], 'loss.schedule': [None, {'warmup': 5}]}
     kd, cwd = ({'label': name, 'config': 'b.py', 'space': space} for name in ('kd', 'cwd'))
     methods = {'alone': SMALLEST['methods']['alone'], 'kd': kd, 'cwd': cwd}
-    study = load(tmp_path, methods=methods, trials=5)
-    drawn = study.search_of('kd')
-    assert len(drawn) == 5 and len({str(setting) for setting in drawn}) == 5
-    assert all(setting[key] in values for setting in drawn for key, values in space.items())
-    assert drawn == load(tmp_path, methods=methods, trials=5).search_of('kd') != study.search_of('cwd')
+    study = load(tmp_path, methods=methods, trials=7)
+    first, *drawn = study.search_of('kd')
+    assert first == {}
+    assert len(drawn) == 6 and len({str(setting) for setting in drawn}) == 6
+    for key, values in space.items():  # each value as often as the others
+        assert [[setting[key] for setting in drawn].count(value) for value in values] == [
+            6 / len(values)
+        ] * len(values)
+    again = load(tmp_path, methods=methods, trials=7)
+    assert again.search_of('kd') == [first, *drawn] != again.search_of('cwd')
     whole = load(tmp_path, methods=methods, trials=50)
-    assert len(whole.search_of('kd')) == 12  # all that there are
+    assert len(whole.search_of('kd')) == 1 + 12  # all that there are
+    assert load(tmp_path, methods=methods, trials=1).search_of('kd') == [{}]
 
 
 def test_a_method_may_have_seeds_and_a_length_of_its_own(tmp_path):

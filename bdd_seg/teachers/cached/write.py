@@ -70,7 +70,11 @@ def build_model(cfg: Config, taps: Sequence[str]) -> SegDistiller:
     """
     if cfg.model.get('teacher') is None:
         raise ConfigError(f'{cfg.filename} has no model.teacher: give the config of a distillation')
-    live = {key: value for key, value in checked_teacher(cfg.model.teacher).items() if key != 'cache'}
+    live = {
+        key: value
+        for key, value in checked_teacher(cfg.model.teacher).items()
+        if key not in ('cache', 'record')
+    }
     if live['type'] == 'CachedTeacher':
         if 'config' not in live:
             raise ConfigError(
