@@ -16,6 +16,7 @@ from mmseg.registry import MODELS
 from bdd_seg.distill.settings import DEFAULT_TEACHER
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
+from bdd_seg.runtime.guards.settings import class_of
 from bdd_seg.runtime.upstream.atomic_files import file_digest
 from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.study.results import Provenance, RunRecord, RunResult, Stage
@@ -77,27 +78,42 @@ class Run:
     @cached_property
     def sha256(self) -> str:
         """A digest of the config, the same wherever the project lies."""
-        text = json.dumps(self.cfg.to_dict(), sort_keys=True, default=str)
+        text = json.dumps(self.cfg.to_dict(), sort_keys=True, default=str, ensure_ascii=False)
         text = text.replace(f'{PROJECT}/', '').replace(f'{Path.cwd()}/', '')
         return hashlib.sha256(text.encode()).hexdigest()
 
     def training_config(self, recordings: Path | None) -> Config:
-        """Return the config to train with: a copy whose teacher, where it can be, is recorded in a folder."""
+        """Return the config to train with: a copy whose teacher, where it can be, is recorded in a folder.
+
+        That of a run that measures the pace is live.
+        """
         cfg = Config(ConfigDict(self.cfg.to_dict()))
-        teacher = cfg.model.get('teacher')
-        if recordings is not None and self.stage != 'pace' and _runs_network(teacher):
-            teacher.record = str(recordings)
+        if self.stage == 'pace' and self.has_recordable_teacher:
+            cfg.model.teacher.record = None
+        elif recordings is not None and self.has_recordable_teacher:
+            cfg.model.teacher.record = str(recordings / f'seed{self.seed}')
         return cfg
+
+    @property
+    def has_recordable_teacher(self) -> bool:
+        """True if it has a teacher that runs a network."""
+        teacher = self.cfg.model.get('teacher')
+        kind = class_of({'type': DEFAULT_TEACHER, **teacher}, MODELS) if isinstance(teacher, dict) else None
+        return kind is not None and issubclass(kind, NetworkTeacher)
 
     @property
     def name(self) -> str:
         """A short name for its folder. Two runs with one config have one name and are run once."""
-        return f'{self.method}-seed{self.seed}-{self.sha256[:12]}'
+        seed = f'{"pace-" if self.stage == "pace" else ""}seed{self.seed}'
+        return f'{self.method}-{seed}-{self.sha256[:12]}'
 
     def provenance(self, study: Study) -> Provenance:
         """Return the inputs, beyond the config, that affect the result."""
-        teacher = self.cfg.model.get('teacher', {})
-        file = Path(teacher['cache']) / 'manifest.json' if 'cache' in teacher else teacher.get('checkpoint')
+        teacher = self.cfg.model.get('teacher')
+        settings = teacher if isinstance(teacher, dict) else {}  # a list is an ensemble
+        file = settings.get('checkpoint') or settings.get('model')
+        if 'cache' in settings:
+            file = Path(settings['cache']) / 'manifest.json'
         return Provenance(
             train_flags=study.train_flags,
             splits=self.splits,
@@ -270,14 +286,6 @@ def class_iou_evaluator(cfg: Config) -> dict[str, Any]:
 def digest_if_local(file: Path | str | None) -> str | None:
     """Return the SHA-256 of a local file, None for anything else, such as a URL."""
     return file_digest(file) if file is not None and Path(file).is_file() else None
-
-
-def _runs_network(teacher: Any) -> bool:
-    """Return whether a teacher's settings are those of one that runs a network, which can be recorded."""
-    if not isinstance(teacher, dict):
-        return False
-    kind = MODELS.get(teacher.get('type', DEFAULT_TEACHER))
-    return isinstance(kind, type) and issubclass(kind, NetworkTeacher)
 
 
 def _max_iters(cfg: Config) -> int:

@@ -14,8 +14,9 @@ RELATIONS = {'ahead': 'is ahead of', 'behind': 'is behind', 'not told apart': 'i
 HOW_TO_READ = (
     'mIoU in percent, mean ± sample standard deviation over the seeds. Differences are paired by seed; in '
     "brackets their 95% intervals by Student's t, each for itself. Bold are those that stay significant at "
-    "5% when the p-values of the paired t-tests in their column are adjusted by Holm's method. "
-    'Seconds per iteration are medians, with a live teacher; minutes are means.'
+    "5% when the p-values of the paired t-tests of one table and split are adjusted by Holm's method. "
+    'Seconds per iteration are medians, minutes means. Where teachers were recorded, both are those of short '
+    'runs with a live teacher.'
 )
 
 

@@ -133,6 +133,7 @@ class MethodRecord(_Record):
         options: Its overrides, the key ``loss``.
         setting: Overrides that the search chose.
         trials: Number of settings that the search tries.
+        iterations: Length of its runs, where that is what is compared; else None.
     """
 
     label: str
@@ -140,6 +141,7 @@ class MethodRecord(_Record):
     options: Options = Field(default={}, alias='loss')
     setting: Options = {}
     trials: int = 0
+    iterations: int | None = None
 
 
 Runs = Mapping[int, RunRecord]
@@ -214,17 +216,24 @@ class Results(_Record):
         Runs with one seed and two teachers, or with two checkpoints to begin with, as in a study that went on
         elsewhere, are no pair.
         """
+        own, control = self._pairs(budget, method, other)
+        return paired_if_any(mious(own, split), mious(control, split))
+
+    def _pairs(self, budget: Budget, method: str, other: str) -> tuple[Runs, Runs]:
+        """Return the runs of two methods with the same seeds and files."""
         runs = self.finished(budget)
         own, control = runs.get(method, {}), runs.get(other, {})
-        own = {seed: run for seed, run in own.items() if seed in control and run.pairs_with(control[seed])}
-        return paired_if_any(mious(own, split), mious(control, split))
+        seeds = [seed for seed, run in own.items() if seed in control and run.pairs_with(control[seed])]
+        return {seed: own[seed] for seed in seeds}, {seed: control[seed] for seed in seeds}
 
     def differences(self, budget: Budget, split: str, method: str) -> dict[str, 'Difference']:
         """Return the differences of a method's mIoU to that of each other, by the other.
 
-        Their p-values are adjusted for their number, see :func:`holm`.
+        Methods with a length of their own are left out. The p-values are adjusted for the number of
+        comparisons, see :func:`holm`.
         """
-        others = [other for other in self.finished(budget) if other != method]
+        finished = self.finished(budget)
+        others = [other for other in finished if other != method and self.methods[other].iterations is None]
         found = {other: self.difference(budget, split, method, other) for other in others}
         known = {other: one for other, one in found.items() if one is not None}
         tested = {other: one.p_value for other, one in known.items() if one.p_value is not None}
@@ -256,13 +265,16 @@ class Results(_Record):
             A gain is NaN where no seed has the class in both, as with a class that the split lacks. Empty as
             long as no method has a seed in common with the control.
         """
-        methods = self.finished(budget)
-        control = methods.pop(self.control, {})
-        methods = {method: runs for method, runs in methods.items() if runs.keys() & control.keys()}
-        if not methods:
+        pairs = {
+            method: self._pairs(budget, method, self.control)
+            for method in self.finished(budget)
+            if method != self.control and self.methods[method].iterations is None
+        }
+        pairs = {method: pair for method, pair in pairs.items() if pair[0]}
+        if not pairs:
             return {}
         gains: dict[str, dict[str, float]] = {}
-        for method, runs in methods.items():
+        for method, (runs, control) in pairs.items():
             own = class_ious(runs, split)
             for name, reference in class_ious(control, split).items():
                 common = paired_if_any(own.get(name, {}), reference)
@@ -271,7 +283,7 @@ class Results(_Record):
         order = sorted(gains, key=lambda name: -fmean(known[name]) if known[name] else math.inf)
         overall = {
             method: paired_difference(mious(runs, split), mious(control, split)).mean
-            for method, runs in methods.items()
+            for method, (runs, control) in pairs.items()
         }
         return {'mIoU': overall, **{name: gains[name] for name in order}}
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property
 from pathlib import Path
@@ -73,11 +74,11 @@ class Session:
             prepare(self.study, self.folder, self.must_stop, say, self.progress_line)
             self.run_all('teacher', reference_runs(self.study))
             self.run_all('search', self.search_runs())
-            self.run_all('final runs', self.final_runs())
+            self._forget_recordings(self.study.search_seeds)
             self.run_all('pace', self.pace_runs())
+            self.run_all('final runs', self.final_runs())
             self.run_all('equal wall-clock', self.wall_clock_runs())
-            if self.recordings is not None:  # no run is left that would replay them
-                shutil.rmtree(self.recordings, ignore_errors=True)
+            self._forget_recordings(seed for name in self.study.methods for seed in self.study.seeds_of(name))
         except StoppedError:
             say('== stopped; the same command goes on from here')
         finally:
@@ -85,14 +86,20 @@ class Session:
 
     @cached_property
     def recordings(self) -> Path | None:
-        """The folder in which runs share recordings of their teachers; None where no two runs could."""
+        """The folder in which runs share recordings of their teachers, by seed; None where no two could."""
         study = self.study
         shares = [
             max(1, len(study.search_of(name)))
             for name in study.methods
-            if 'teacher' in self.make(name, 'final', study.seeds[0], {}).cfg.model
+            if self.make(name, 'final', study.seeds[0], {}).has_recordable_teacher
         ]
         return self.folder / 'recordings' if study.record and sum(shares) > 1 else None
+
+    def _forget_recordings(self, seeds: Iterable[int]) -> None:
+        """Remove the recordings of seeds of which no run is left that would replay them."""
+        if self.recordings is not None:
+            for seed in {*seeds}:
+                shutil.rmtree(self.recordings / f'seed{seed}', ignore_errors=True)
 
     def list_runs(self) -> None:
         """Print the steps of :meth:`run`, as far as they are known before the search is over."""
@@ -119,7 +126,7 @@ class Session:
 
     def pace_runs(self) -> list[Run]:
         """Return the short runs that measure the pace of each method with a live teacher."""
-        if self.recordings is None or 'wall_clock' not in self.study.budgets:
+        if self.recordings is None:
             return []
         return [
             self.make(name, 'pace', self.study.seeds[0], self.chosen(name)) for name in self.study.methods
@@ -142,7 +149,7 @@ class Session:
         Lengths are tenths of the length of a final run, so that noise in the timing makes no new runs.
         """
         study = self.study
-        if 'wall_clock' not in study.budgets:
+        if 'wall_clock' not in study.budgets or study.wall_clock_of is None:
             return []
         iterations = iterations_of(study)
         pace: dict[str, list[float]] = {
@@ -154,7 +161,7 @@ class Session:
                 pace[run.method].append(result.seconds_per_iteration)
         if not all(pace.values()):
             return []
-        wall_clock = median(pace[study.wall_clock_of or study.control])
+        wall_clock = median(pace[study.wall_clock_of])
         tenths = {name: max(1, round(10 * wall_clock / median(seconds))) for name, seconds in pace.items()}
         return [
             self.make(name, 'final', seed, setting, 'wall_clock', round(iterations * tenths[name] / 10))
@@ -310,13 +317,19 @@ class Session:
                 loss=method.options,
                 setting=self.chosen(name),
                 trials=len(self.study.search_of(name)),
+                iterations=method.iterations,
             )
             for name, method in self.study.methods.items()
         }
         teacher = self.study.teacher
         if teacher is not None:
             methods['teacher'] = MethodRecord(
-                label=teacher.label, config=str(teacher.config), loss={}, setting={}, trials=0
+                label=teacher.label,
+                config=str(teacher.config),
+                loss={},
+                setting={},
+                trials=0,
+                iterations=None,
             )
         return methods
 

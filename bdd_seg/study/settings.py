@@ -155,6 +155,8 @@ class Study(_Settings):
             raise ValueError("equal: begins with 'iterations', whose runs measure the wall-clock")
         if 'wall_clock' in self.budgets and self.wall_clock_of is None:
             raise ValueError("equal: 'wall_clock' needs wall_clock_of, the method whose time all others get")
+        if self.wall_clock_of is not None and self.methods[self.wall_clock_of].iterations is not None:
+            raise ValueError(f'wall_clock_of: {self.wall_clock_of!r} has iterations of its own')
         rivals = [name for name, method in self.methods.items() if method.iterations is None]
         trials = {name: len(self.search_of(name)) for name in rivals if name != self.control}
         if len(set(trials.values())) > 1:

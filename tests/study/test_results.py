@@ -80,15 +80,20 @@ def test_the_p_value_agrees_with_scipys_paired_t_test():
 
 
 def test_differences_are_judged_after_the_adjustment():
-    """BDD minus CWD excludes 0 by itself, and no longer as one of three."""
-    results = Results.model_validate(small_study())
+    """BDD minus the student alone excludes 0 by itself, and no longer as one of three."""
+    content = small_study()
+    for run in content['runs']:
+        if run['method'] == 'bdd' and run['seed'] == 2:
+            run['scores']['test']['mIoU'] = 33.0
+    results = Results.model_validate(content)
+    alone = results.difference('iterations', 'test', 'bdd', 'alone')
+    assert alone.verdict == 'ahead' and 0.025 < alone.p_value < 0.05
     found = results.differences('iterations', 'test', 'bdd')
     assert {other: one.verdict for other, one in found.items()} == {
-        'alone': 'ahead',
+        'alone': 'not told apart',
         'kd': 'not told apart',
         'cwd': 'behind',
     }
-    alone = results.difference('iterations', 'test', 'bdd', 'alone')
     assert found['alone'].p_value == pytest.approx(2 * alone.p_value)
     assert found['cwd'].interval == results.difference('iterations', 'test', 'bdd', 'cwd').interval
 
@@ -103,6 +108,18 @@ def test_runs_of_two_teachers_or_two_starts_are_no_pair(file):
     results = Results.model_validate(content)
     assert results.difference('iterations', 'test', 'bdd', 'cwd').seeds == 2
     assert results.difference('iterations', 'test', 'bdd', 'alone').seeds == 3
+    content['control'] = 'cwd'
+    gains = Results.model_validate(content).class_gains('test', 'iterations')
+    assert gains['mIoU']['bdd'] == results.difference('iterations', 'test', 'bdd', 'cwd').mean
+
+
+def test_a_method_with_a_length_of_its_own_is_no_rival():
+    content = small_study()
+    content['methods']['cwd']['iterations'] = 1800
+    results = Results.model_validate(content)
+    assert results.differences('iterations', 'test', 'bdd').keys() == {'alone', 'kd'}
+    assert 'cwd' in results.finished('iterations')
+    assert results.class_gains('test', 'iterations')['mIoU'].keys() == {'kd', 'bdd'}
 
 
 def test_a_pace_that_was_measured_apart_comes_first():

@@ -106,10 +106,11 @@ def test_the_pace_is_measured_with_a_live_teacher(session, tmp_path):
     assert made.wall_clock_runs() == []
     for run_, pace in zip(made.pace_runs(), (0.1, 0.2, 0.1), strict=True):
         assert run_.cfg.train_cfg.max_iters == 3 and run_.splits == {}
-        assert 'record' not in run_.training_config(tmp_path).model.get('teacher', {})
+        assert run_.training_config(tmp_path).model.get('teacher', {}).get('record') is None
         store(made, run_, seconds_per_iteration=pace)
     assert [run_.cfg.train_cfg.max_iters for run_ in made.wall_clock_runs()] == [80, 40, 80]
-    assert session(**budget).pace_runs() == []
+    assert session(**budget).pace_runs() == []  # nothing is recorded
+    assert len({run_.name for run_ in [*made.pace_runs(), *made.final_runs()]}) == 6
     longer = made.study.methods['alone'].model_copy(update={'iterations': 90})
     methods = {**made.study.methods, 'longer': longer}
     made = session(**{**budget, 'methods': methods}, pace_iterations=3)
@@ -120,7 +121,7 @@ def test_the_pace_is_measured_with_a_live_teacher(session, tmp_path):
 def test_teachers_that_run_a_network_are_recorded(session, tmp_path):
     made = session()
     student, distilled = made.final_runs()
-    assert distilled.training_config(tmp_path).model.teacher.record == str(tmp_path)
+    assert distilled.training_config(tmp_path).model.teacher.record == str(tmp_path / 'seed1')
     assert 'record' not in distilled.training_config(None).model.teacher
     assert 'record' not in distilled.cfg.model.teacher  # so that it is the same run
     assert 'teacher' not in student.training_config(tmp_path).model

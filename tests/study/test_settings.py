@@ -63,6 +63,13 @@ def test_what_is_left_out_has_its_default(tmp_path):
             {'methods': {'alone': {'label': 'a', 'config': 'a.py', 'space': {'loss.tau': [1, 2]}}}},
             'trials: tell how many settings are drawn from each space',
         ),
+        (
+            {
+                'wall_clock_of': 'longer',
+                'methods': {**SMALLEST['methods'], 'longer': {'label': 'a', 'config': 'a', 'iterations': 9}},
+            },
+            "wall_clock_of: 'longer' has iterations of its own",
+        ),
         ({'equal': ['hours']}, "equal.0: Input should be 'iterations' or 'wall_clock'"),
     ],
 )
