@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
         '--continue-from',
         type=Path,
         metavar='RESULTS.json',
-        help='results of this study from elsewhere: runs with the same config are taken from there',
+        help='results of this study from elsewhere: runs with the same config are taken over',
     )
     parser.add_argument('--list', action='store_true', help='print the runs, finished or not, and end')
     parser.add_argument(
@@ -51,15 +51,15 @@ def main() -> None:
     study = load_study(args.study)
     check_comparable(study)
     folder = args.work_dir or Path('work_dirs/studies') / args.study.stem
-    earlier = load_results(args.continue_from) if args.continue_from else None
-    command = f'python tools/study.py {args.study}'
-    session = Session(study, folder, command, args.jobs, args.time_limit, earlier)
+    session = Session(study, folder, f'python tools/study.py {args.study}', args.jobs, args.time_limit)
     if args.list:
         session.list_runs()
     elif args.report:
         session.report()
     else:
         with hold_work_dir(folder):
+            if args.continue_from:
+                session.take_over(load_results(args.continue_from))
             session.run()
 
 

@@ -27,7 +27,9 @@ def write_report(results: Results, folder: Path) -> None:
     parts = [f'# {results.title}', f'```bash\n{results.command}\n```']
     facts = results.environment.items()
     machine = ', '.join(f'no {key}' if value is None else f'{key} {value}' for key, value in facts)
-    parts += [f'Run with {machine}.', '## Methods', methods_table(results)]
+    elsewhere = {run.machine for run in results.runs} - {'', *map(str, results.environment.values())}
+    others = f' Runs were also made with {", ".join(sorted(elsewhere))}.' if elsewhere else ''
+    parts += [f'Run with {machine}.{others}', '## Methods', methods_table(results)]
     if results.budgets():
         plot_wall_clock(results, split, folder / 'wall_clock.png')
         parts += [HOW_TO_READ, '![mIoU against minutes of training](wall_clock.png)']

@@ -82,6 +82,7 @@ class RunResult(Provenance):
         seconds_per_iteration: Median over the log intervals.
         scores: Split → scores.
         git_revision: Commit of the project, empty without git.
+        machine: Name of the GPU, else of the CPU, that trained it.
         finished: Date and time.
     """
 
@@ -91,6 +92,7 @@ class RunResult(Provenance):
     seconds_per_iteration: float | None = None
     scores: dict[str, Scores]
     git_revision: str = ''
+    machine: str = ''
     finished: str = ''
 
 

@@ -15,6 +15,7 @@ from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.last_checkpoint import latest_checkpoint
 from bdd_seg.study.configs import Run, class_iou_evaluator
 from bdd_seg.study.logs import read_log, read_scores, seconds_per_iteration
+from bdd_seg.study.machine import describe_machine
 from bdd_seg.study.processes import command_line, run_command
 from bdd_seg.study.results import RunResult, Scores
 from bdd_seg.study.settings import Options, Study, expand_aliases
@@ -69,7 +70,9 @@ def train_and_test(
     if run.checkpoint is None:
         _tidy(folder, checkpoint, keep=run.stage == 'final')
     finished = time.strftime('%Y-%m-%dT%H:%M:%S%z')
-    return RunResult(**facts, scores=scores, git_revision=_revision(), finished=finished)
+    here = describe_machine(torch.cuda.is_available())
+    machine = str(here['gpu'] or here['cpu'])
+    return RunResult(**facts, scores=scores, git_revision=_revision(), machine=machine, finished=finished)
 
 
 def half_precision_path(folder: Path) -> Path:

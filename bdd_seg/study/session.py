@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.atomic_files import write_json
 from bdd_seg.study.configs import Run, iterations_of, make_run, reference_runs
 from bdd_seg.study.machine import describe_machine
@@ -35,7 +36,6 @@ class Session:
         command: The command line that makes the results, for the report.
         jobs: Runs at once; by default one for each GPU, without a GPU one for each CPU core.
         time_limit: Minutes after which to stop, by default never.
-        earlier: Results of this study from elsewhere, whose runs need not be run again.
     """
 
     def __init__(
@@ -45,9 +45,7 @@ class Session:
         command: str,
         jobs: int | None = None,
         time_limit: float | None = None,
-        earlier: Results | None = None,
     ) -> None:
-        self.earlier = earlier
         self.study = study
         self.folder = folder
         self.command = command
@@ -193,19 +191,40 @@ class Session:
         """Return the result of a run, None if it is not finished or had other inputs."""
         file = self.folder / run.name / 'result.json'
         if not file.exists():
-            return self._stored_elsewhere(run)
+            return None
         result = RunResult.model_validate_json(file.read_text())
         complete = run.splits.keys() <= result.scores.keys()
         return result if complete and run.provenance(self.study).agrees_with(result) else None
 
-    def _stored_elsewhere(self, run: Run) -> RunResult | None:
-        """Return the earlier result of a run with this config, whatever teacher the machine there had."""
-        for found in self.earlier.runs if self.earlier else ():
-            alike = (found.config_sha256, found.train_flags) == (run.sha256, self.study.train_flags)
-            splits = {split: found.splits.get(split) for split in run.splits}
-            if alike and splits == run.splits and found.stage != 'reference':
-                return RunResult.model_validate(found.to_json())
-        return None
+    def take_over(self, earlier: Results) -> None:
+        """Store results of this study from elsewhere, but for the pace, which another machine cannot tell.
+
+        Raises:
+            ConfigError: No run has the config of one of theirs.
+        """
+        known = {(found.config_sha256, found.stage): found for found in earlier.runs}
+        taken: set[str] = set()
+        while True:  # what the search chose decides which final runs there are
+            before = len(taken)
+            for run in self.planned_runs():
+                found = known.get((run.sha256, run.stage))
+                if found is None or run.stage in ('reference', 'pace') or run.name in taken:
+                    continue
+                splits = {split: found.splits.get(split) for split in run.splits}
+                if found.train_flags == self.study.train_flags and splits == run.splits:
+                    taken.add(run.name)
+                    if self.stored(run) is None:
+                        (self.folder / run.name).mkdir(parents=True, exist_ok=True)
+                        result = RunResult.model_validate(found.to_json())
+                        write_json(self.folder / run.name / 'result.json', result.to_json())
+            if len(taken) == before:
+                break
+        if not taken:
+            raise ConfigError(
+                '--continue-from: none of its runs has the config of a run of this study. The study, a config '
+                'or the versions of the libraries have changed since'
+            )
+        say(f'== {len(taken)} of {len(earlier.runs)} runs taken from elsewhere')
 
     def run_all(self, name: str, runs: list[Run]) -> None:
         """Run the missing ones of these runs, several at once.

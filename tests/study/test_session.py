@@ -141,25 +141,50 @@ def test_seeds_of_their_own_come_after_those_of_all(session):
     ]
 
 
-def test_results_from_elsewhere_are_taken_where_the_config_is_the_same(session):
-    made = session()
-    first, second = made.final_runs()
-    store(made, first, seconds=1.0, iterations=4)
+def test_results_from_elsewhere_are_taken_over_where_the_config_is_the_same(session, capsys):
+    made = session(seeds=[1, 2])
+    first, second, third, _ = made.final_runs()
+    for run_ in (first, second):
+        store(made, run_, seconds=1.0, iterations=4, machine='another')
     made.report()
     for folder in made.folder.glob('*-seed*'):
         (folder / 'result.json').unlink()  # as on another machine
     elsewhere = load_results(made.folder / 'results.json')
-    made.earlier = elsewhere
-    assert made.stored(first).scores == elsewhere.runs[0].scores
-    assert made.stored(second) is None
+    with pytest.raises(ConfigError, match='--continue-from: none of its runs has the config'):
+        session(seeds=[7]).take_over(elsewhere)
+    with pytest.raises(ConfigError, match='--continue-from: none of its runs'):
+        session(train_flags=['--amp']).take_over(elsewhere)
+    with pytest.raises(ConfigError, match='--continue-from: none of its runs'):
+        session(splits={'val': {}, 'test': {}, 'train': {}}).take_over(elsewhere)
+    made.take_over(elsewhere)
+    assert '== 2 of 2 runs taken from elsewhere' in capsys.readouterr().out
+    assert made.stored(third) is None
+    assert session(seeds=[1, 2]).results().runs == elsewhere.runs  # in another call, too
+    made.report()
+    assert 'Runs were also made with another.' in (made.folder / 'report.md').read_text()
+    made.take_over(elsewhere)  # safe to do twice
     assert made.results().runs == elsewhere.runs
-    assert made.stored(made.make('alone', 'final', 2, {})) is None
-    other = session(train_flags=['--amp'])
-    other.earlier = elsewhere
-    assert other.stored(first) is None
-    more = session(splits={'val': {}, 'test': {}, 'train': {}})
-    more.earlier = elsewhere
-    assert more.stored(more.final_runs()[0]) is None
+
+
+def test_what_the_search_chose_elsewhere_decides_which_final_runs_are_taken_over(session):
+    kd = (
+        session().study.methods['kd'].model_copy(update={'search': [{'loss.loss_weight': w} for w in (1, 2)]})
+    )
+    changes = {'methods': {**session().study.methods, 'kd': kd}, 'search_seeds': [0]}
+    made = session(**changes)
+    scores = {'aAcc': 80.0, 'mAcc': 40.0, 'classes': {}}
+    for run_, miou in zip(made.search_runs(), (30.0, 40.0), strict=True):
+        store(made, run_, scores={'val': {**scores, 'mIoU': miou}}, seconds=1.0, iterations=4)
+    final = made.final_runs()[1]
+    assert final.setting == {'loss.loss_weight': 2}
+    store(made, final, seconds=1.0, iterations=4)
+    made.report()
+    elsewhere = load_results(made.folder / 'results.json')
+    for file in made.folder.glob('*-seed*/result.json'):
+        file.unlink()
+    fresh = session(**changes)
+    fresh.take_over(elsewhere)
+    assert fresh.results().runs == elsewhere.runs and len(elsewhere.runs) == 3
 
 
 def test_a_report_is_about_the_machine_that_measured(session):
