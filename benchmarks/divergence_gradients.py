@@ -80,7 +80,7 @@ class GradientProbe(DistillLoss):
         places = {
             'edges': edges(label, mask, radius=1),
             'teacher wrong': mask & (teacher != label),
-            'disagreement': teacher != student,
+            'disagreement': mask & (teacher != student),
         }
         record: dict[str, Any] = {
             f'{name} (%)': 100 * at.float().mean().item() for name, at in places.items()
@@ -97,6 +97,7 @@ class GradientProbe(DistillLoss):
                     tau_reverse=self.tau,
                     forward_weight=weights[0],
                     reverse_weight=weights[1],
+                    mask=mask,
                 )
                 (gradient,) = torch.autograd.grad(value, logits)
             gradients[term] = gradient
@@ -124,15 +125,17 @@ def parse_args() -> argparse.Namespace:
 
 
 def add_probe(cfg: Any, args: argparse.Namespace) -> None:
-    """Add the probe to a config's losses, and leave checkpoints and validation out.
+    """Add the probe to a config's losses, and leave validation out.
 
     Raises:
-        ConfigError: The config is none of a distillation.
+        ConfigError: The config is none of a distillation, or does not count iterations.
     """
     if 'distill_losses' not in cfg.model:
         raise ConfigError(
             f'{args.config}: model.distill_losses is missing; give the config of a distillation'
         )
+    if 'max_iters' not in cfg.train_cfg:
+        raise ConfigError(f'{args.config}: train_cfg.max_iters is missing; the probe counts iterations')
     probe = {'type': 'GradientProbe', 'domain': args.domain, 'tau': args.tau, 'interval': args.interval}
     cfg.model.distill_losses = [*cfg.model.distill_losses, probe]
     cfg.train_cfg.val_begin = cfg.train_cfg.max_iters + 1

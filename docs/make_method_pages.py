@@ -130,10 +130,10 @@ def measured(folder: str) -> str:
     if not rows:
         return 'Not measured.'
     lines = [
-        'mIoU on test minus that of the student alone with as many iterations: means over the seeds with 95% '
-        'intervals. Settings were chosen on val of other seeds.',
+        'mIoU on the split that judges, minus that of the student alone with as many iterations: means over '
+        'the seeds with 95% intervals, each for itself. The reports tell how the settings were chosen.',
         '',
-        '| study | method | chosen | test − student alone | seeds |',
+        '| study | method | setting | mIoU − student alone | seeds |',
         '| --- | --- | --- | ---: | ---: |',
     ]
     return '\n'.join([*lines, *rows])

@@ -221,8 +221,8 @@ class Session:
                 break
         if not taken:
             raise ConfigError(
-                '--continue-from: none of its runs has the config of a run of this study. The study, a config '
-                'or the versions of the libraries have changed since'
+                '--continue-from: none of its runs has the config of a run of this study. The study, a '
+                'config or the versions of the libraries have changed since'
             )
         say(f'== {len(taken)} of {len(earlier.runs)} runs taken from elsewhere')
 

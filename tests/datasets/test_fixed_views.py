@@ -90,6 +90,13 @@ def test_a_training_in_one_line_whose_record_stops_growing(tiny_configs, tmp_pat
         assert len([*folder.rglob('*.safetensors')]) == 8  # one for each image
 
 
+def test_a_cache_of_whole_images_cannot_follow_it(scenes):
+    views = {'type': 'FixedViews', 'views': 2, 'transforms': PIPELINE}
+    pipeline = TRANSFORMS.build({'type': 'FollowGeometry', 'transforms': [views]})
+    with pytest.raises(ConfigError, match='FixedViews loads and transforms the image in one'):
+        pipeline(sample_of(scenes, 0))
+
+
 def test_loading_and_cropping_are_checked_within(tiny_configs):
     cfg = Config.fromfile(tiny_configs['student'])
     dataset = cfg.train_dataloader.dataset

@@ -77,6 +77,11 @@ class FollowGeometry(BaseTransform):
                 'the data pipeline does not end with packed samples (PackSegInputs). Data sets that mix '
                 'several images into one cannot be followed: use a live teacher'
             )
+        if loaded_shape is None:
+            raise ConfigError(
+                f'{type(transform).__name__} loads and transforms the image in one, which cached outputs of '
+                'a teacher cannot follow. Use a live teacher, with record=FOLDER where trainings repeat'
+            )
         results['data_samples'].set_metainfo(
             {'geometry': geometry, 'loaded_shape': loaded_shape, 'img_path': img_path}
         )
