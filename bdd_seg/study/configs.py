@@ -111,14 +111,13 @@ class Run:
         """Return the inputs, beyond the config, that affect the result."""
         teacher = self.cfg.model.get('teacher')
         settings = teacher if isinstance(teacher, dict) else {}  # a list is an ensemble
-        file = settings.get('checkpoint') or settings.get('model')
-        if 'cache' in settings:
-            file = Path(settings['cache']) / 'manifest.json'
+        cache = settings.get('cache')
         return Provenance(
             train_flags=study.train_flags,
             splits=self.splits,
             checkpoint=digest_if_local(self.checkpoint),
-            teacher=digest_if_local(file),
+            teacher=None if cache else digest_if_local(settings.get('checkpoint') or settings.get('model')),
+            cache=digest_if_local(Path(cache) / 'manifest.json') if cache else None,
             start=digest_if_local(self.cfg.get('load_from')),
         )
 

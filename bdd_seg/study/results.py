@@ -50,7 +50,8 @@ class Provenance(_Record):
         train_flags: Further flags of ``tools/train.py``.
         splits: Split → overrides under which it was evaluated.
         checkpoint: SHA-256 of the checkpoint of a reference.
-        teacher: SHA-256 of the teacher's checkpoint, or of the manifest of its cache.
+        teacher: SHA-256 of the live teacher's checkpoint.
+        cache: SHA-256 of the manifest of a cached teacher.
         start: SHA-256 of the checkpoint that the student begins with, the config's ``load_from``.
     """
 
@@ -58,6 +59,7 @@ class Provenance(_Record):
     splits: dict[str, Options] = {}
     checkpoint: str | None = None
     teacher: str | None = None
+    cache: str | None = None
     start: str | None = None
 
     def agrees_with(self, earlier: 'Provenance') -> bool:
@@ -121,8 +123,8 @@ class RunRecord(RunResult, RunIdentity):
     """A finished run, an entry of ``results.json``."""
 
     def pairs_with(self, other: 'RunRecord') -> bool:
-        """Return False if both runs had a teacher, or a checkpoint to begin with, and not the same one."""
-        files = (self.teacher, other.teacher), (self.start, other.start)
+        """Return False if both runs had a live teacher, a cache or a start, and not the same one."""
+        files = (self.teacher, other.teacher), (self.cache, other.cache), (self.start, other.start)
         return all(None in pair or pair[0] == pair[1] for pair in files)
 
 

@@ -98,7 +98,7 @@ def test_differences_are_judged_after_the_adjustment():
     assert found['cwd'].interval == results.difference('iterations', 'test', 'bdd', 'cwd').interval
 
 
-@pytest.mark.parametrize('file', ['teacher', 'start'])
+@pytest.mark.parametrize('file', ['teacher', 'cache', 'start'])
 def test_runs_of_two_teachers_or_two_starts_are_no_pair(file):
     content = small_study()
     for run in content['runs']:
