@@ -163,8 +163,8 @@ class NetworkTeacher(Teacher):
         precision = "the student's precision" if self.precision is None else self.precision
         compiled = ', compiled' if self.compile else ''
         recorded = '' if self.record is None else f', recorded in {str(self.record)!r}'
-        parameters = f'{parameters / 1e6:.2f} M parameters'
-        return f'{self.title()}, {parameters}, {precision}{compiled}{self._resized()}{recorded}'
+        size = f'{parameters / 1e6:.2f} M parameters'
+        return f'{self.title()}, {size}, {precision}{compiled}{self._resized()}{recorded}'
 
     def _resized(self) -> str:
         """Return the end of a summary, which tells the size to which images are resized."""
