@@ -42,6 +42,7 @@ def study(tiny_configs, tmp_path_factory):
         'select_on': 'val',
         'splits': {'val': {}, 'train': {'test_dataloader.dataset.data_prefix': None}},
         'iterations': 4,
+        'pace_iterations': 4,
         'prepare': [{'run': str(script), 'creates': str(made)}],
     }
     prefix = {'img_path': 'leftImg8bit/train', 'seg_map_path': 'gtFine/train'}
@@ -63,7 +64,8 @@ def test_a_study_stops_goes_on_and_tells_what_came_out(study, tiny_configs):
     output = run(TOOL, *arguments)
     assert '[2/2] ' in output
     assert 'min left' in output
-    assert '5 of 5 runs finished' in output
+    assert '7 of 7 runs finished' in output
+    assert not list(folder.glob('recordings/*'))
     results = json.loads((folder / 'results.json').read_text())
     stages = [(entry['stage'], entry['method'], entry['seed']) for entry in results['runs']]
     assert stages == [
@@ -72,6 +74,8 @@ def test_a_study_stops_goes_on_and_tells_what_came_out(study, tiny_configs):
         ('search', 'bdd', 0),
         ('final', 'alone', 1),
         ('final', 'bdd', 1),
+        ('pace', 'alone', 1),
+        ('pace', 'bdd', 1),
     ]
     searched = {
         entry['setting']['loss.loss_weight']: entry['scores']['val']['mIoU']
@@ -80,12 +84,16 @@ def test_a_study_stops_goes_on_and_tells_what_came_out(study, tiny_configs):
     }
     chosen = results['methods']['bdd']['setting']['loss.loss_weight']
     assert searched[chosen] == max(searched.values())
-    assert results['runs'][-1]['setting'] == {'loss.loss_weight': chosen}
+    judged = results['runs'][4]
+    assert judged['setting'] == {'loss.loss_weight': chosen}
     for entry in results['runs'][1:]:
         assert entry['iterations'] == 4
         assert 0 < entry['seconds_per_iteration'] < entry['seconds']
         assert entry['peak_memory_mb'] > 100
-        assert set(entry['scores']) == ({'val'} if entry['stage'] == 'search' else {'val', 'train'})
+        assert (
+            set(entry['scores'])
+            == {'search': {'val'}, 'pace': set(), 'final': {'val', 'train'}}[entry['stage']]
+        )
         for scores in entry['scores'].values():
             known = [iou for iou in scores['classes'].values() if iou is not None]
             assert len(scores['classes']) == 19
@@ -93,7 +101,7 @@ def test_a_study_stops_goes_on_and_tells_what_came_out(study, tiny_configs):
     assert 'BDD' in (folder / 'report.md').read_text()
 
     # what is left of a final run is its student, with which mmseg's tool gives the same numbers
-    final = next(folder.glob(f'bdd-seed1-{results["runs"][-1]["config_sha256"][:12]}'))
+    final = next(folder.glob(f'bdd-seed1-{judged["config_sha256"][:12]}'))
     assert [path.name for path in final.glob('*.pth')] == ['student_float16.pth']
     weights = torch.load(final / 'student_float16.pth', weights_only=True)['state_dict']
     assert weights['decode_head.conv_seg.weight'].dtype == torch.float16
