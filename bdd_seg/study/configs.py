@@ -222,7 +222,8 @@ def load_with_overrides(study: Study, path: Path, *options: Options) -> Config:
     Raises:
         ConfigError: The config cannot be read, or an override does not fit into it.
     """
-    cfg = copy.deepcopy(_read(find_file(path)))
+    file = find_file(path)
+    cfg = copy.deepcopy(_read(file.absolute() if file.exists() else file))
     distilled = study.distilled_options if 'teacher' in cfg.model else {}
     for overrides in (study.options, distilled, *options):
         try:
