@@ -150,9 +150,7 @@ class Session:
         if 'wall_clock' not in study.budgets or study.wall_clock_of is None:
             return []
         iterations = iterations_of(study)
-        pace: dict[str, list[float]] = {
-            name: [] for name, method in study.methods.items() if method.iterations is None
-        }
+        pace: dict[str, list[float]] = {name: [] for name in study.rivals}
         for run in self.pace_runs() or self.final_runs():
             result = self.stored(run) if run.method in pace else None
             if result is not None and result.seconds_per_iteration is not None:

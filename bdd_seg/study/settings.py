@@ -155,10 +155,9 @@ class Study(_Settings):
             raise ValueError("equal: begins with 'iterations', whose runs measure the wall-clock")
         if 'wall_clock' in self.budgets and self.wall_clock_of is None:
             raise ValueError("equal: 'wall_clock' needs wall_clock_of, the method whose time all others get")
-        if self.wall_clock_of is not None and self.methods[self.wall_clock_of].iterations is not None:
+        if self.wall_clock_of is not None and self.wall_clock_of not in self.rivals:
             raise ValueError(f'wall_clock_of: {self.wall_clock_of!r} has iterations of its own')
-        rivals = [name for name, method in self.methods.items() if method.iterations is None]
-        trials = {name: len(self.search_of(name)) for name in rivals if name != self.control}
+        trials = {name: len(self.search_of(name)) for name in self.rivals if name != self.control}
         if len(set(trials.values())) > 1:
             raise ValueError(
                 f'search: every method but the control needs as many trials as the others: {trials}'
@@ -181,6 +180,11 @@ class Study(_Settings):
     def seeds_of(self, name: str) -> list[int]:
         """Return the seeds of a method's final runs."""
         return self.methods[name].seeds or self.seeds
+
+    @property
+    def rivals(self) -> list[str]:
+        """The methods that are compared with each other: those without a length of their own."""
+        return [name for name, method in self.methods.items() if method.iterations is None]
 
     @property
     def final_splits(self) -> dict[str, Options]:
