@@ -83,7 +83,7 @@ class GradientProbe(DistillLoss):
             'disagreement': mask & (teacher != student),
         }
         record: dict[str, Any] = {
-            f'{name} (%)': 100 * at.float().mean().item() for name, at in places.items()
+            f'{name} (%)': 100 * at[mask].float().mean().item() for name, at in places.items()
         }
         gradients = {}
         for term, weights in (('forward', (1.0, 0.0)), ('reverse', (0.0, 1.0))):

@@ -283,9 +283,13 @@ def class_iou_evaluator(cfg: Config) -> dict[str, Any]:
 
 
 @cache
-def digest_if_local(file: Path | str | None) -> str | None:
-    """Return the SHA-256 of a local file, None for anything else, such as a URL."""
-    return file_digest(file) if file is not None and Path(file).is_file() else None
+def digest_if_local(path: Path | str | None) -> str | None:
+    """Return the SHA-256 of a local file, or of a folder's files; None for anything else, such as a URL."""
+    if path is not None and Path(path).is_dir():
+        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+        listed = '\n'.join(f'{file.name} {file_digest(file)}' for file in files)
+        return hashlib.sha256(listed.encode()).hexdigest()
+    return file_digest(path) if path is not None and Path(path).is_file() else None
 
 
 def _max_iters(cfg: Config) -> int:

@@ -210,3 +210,20 @@ def test_a_study_without_a_teacher_has_no_reference(study, tiny_configs, tmp_pat
     found = run.provenance(made)
     assert (found.train_flags, found.splits, found.teacher) == (['--amp'], {'val': {}, 'test': {}}, None)
     assert found.checkpoint == hashlib.sha256(b'weights').hexdigest()
+
+
+def test_a_folder_has_the_digest_of_its_files(tmp_path):
+    folder = tmp_path / 'teacher'
+    folder.mkdir()
+    (folder / 'model.safetensors').write_bytes(b'weights')
+    (folder / 'config.json').write_text('{}')
+    lines = [
+        f'{name} {hashlib.sha256(content).hexdigest()}'
+        for name, content in (('config.json', b'{}'), ('model.safetensors', b'weights'))
+    ]
+    first = configs.digest_if_local(folder)
+    assert first == hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+    (folder / 'model.safetensors').write_bytes(b'others!')
+    configs.digest_if_local.cache_clear()
+    assert configs.digest_if_local(folder) != first
+    assert configs.digest_if_local(tmp_path / 'nothing') is None

@@ -1,0 +1,2 @@
+_base_ = './upernet.py'
+model = dict(distill_losses=[dict(type='CWDLoss')])
