@@ -1,19 +1,15 @@
 """The methods' table against the configs, the classes and the pages that are made from it."""
 
-import importlib.util
 import inspect
 import json
 import re
 
+import make_method_pages
 import pytest
 from helpers import CONFIGS, ROOT
 
 from bdd_seg import losses
 from bdd_seg.runtime.upstream.configs import load_config
-
-SPEC = importlib.util.spec_from_file_location('make_method_pages', ROOT / 'docs/make_method_pages.py')
-make_method_pages = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(make_method_pages)
 
 TABLE = make_method_pages.load_table()
 METHODS = TABLE['methods']

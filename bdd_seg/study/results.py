@@ -185,6 +185,11 @@ class Results(_Record):
         """Return the name of a method in tables."""
         return self.methods[method].label if method in self.methods else method
 
+    @property
+    def rivals(self) -> list[str]:
+        """The methods that are compared with each other: those without a length of their own."""
+        return [name for name, method in self.methods.items() if method.iterations is None]
+
     def finished(self, budget: Budget) -> dict[str, Runs]:
         """Return the final runs of each method that has any, the control first."""
         order = sorted(self.methods, key=lambda method: method != self.control)
@@ -237,7 +242,7 @@ class Results(_Record):
         comparisons, see :func:`holm`.
         """
         finished = self.finished(budget)
-        others = [other for other in finished if other != method and self.methods[other].iterations is None]
+        others = [other for other in finished if other != method and other in self.rivals]
         found = {other: self.difference(budget, split, method, other) for other in others}
         known = {other: one for other, one in found.items() if one is not None}
         tested = {other: one.p_value for other, one in known.items() if one.p_value is not None}
@@ -249,17 +254,20 @@ class Results(_Record):
 
         They come from runs that were made for it, where there are such.
         """
-        timed = [run for run in self.of_stage('pace') if run.method == method]
-        runs = timed or [*self.finished(budget).get(method, {}).values()]
+        runs = self._timed(method) or [*self.finished(budget).get(method, {}).values()]
         seconds = [run.seconds_per_iteration for run in runs if run.seconds_per_iteration is not None]
         return median(seconds) if seconds else None
 
     def minutes(self, method: str, budget: Budget) -> list[float]:
         """Return the length of each final training in minutes, at the pace with a live teacher."""
         runs, pace = self.finished(budget).get(method, {}), self.pace(method, budget)
-        if not any(run.method == method for run in self.of_stage('pace')) or pace is None:
+        if not self._timed(method) or pace is None:
             return minutes(runs)
         return [pace * (run.iterations or 0) / 60 for run in runs.values()]
+
+    def _timed(self, method: str) -> list[RunRecord]:
+        """Return the runs that were made to measure the pace of a method."""
+        return [run for run in self.of_stage('pace') if run.method == method]
 
     def class_gains(self, split: str, budget: Budget) -> dict[str, dict[str, float]]:
         """Return the mean gains in IoU over the control, paired by seed.
@@ -272,7 +280,7 @@ class Results(_Record):
         pairs = {
             method: self._pairs(budget, method, self.control)
             for method in self.finished(budget)
-            if method != self.control and self.methods[method].iterations is None
+            if method != self.control and method in self.rivals
         }
         pairs = {method: pair for method, pair in pairs.items() if pair[0]}
         if not pairs:

@@ -1,7 +1,6 @@
 """The texts on the shipped studies agree with their results."""
 
-import importlib.util
-
+import make_results
 import pytest
 from helpers import ROOT
 
@@ -30,9 +29,6 @@ def test_the_whole_report_follows_from_the_results(file, tmp_path):
 
 
 def test_the_page_of_results_is_the_one_that_the_script_makes():
-    spec = importlib.util.spec_from_file_location('make_results', ROOT / 'docs/make_results.py')
-    make_results = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_results)
     text = (ROOT / 'docs/results.md').read_text()
     assert text == make_results.page(), 'run python docs/make_results.py'
     for file in STUDIES:
