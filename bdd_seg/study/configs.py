@@ -12,12 +12,14 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmseg.registry import MODELS
+from torch import Tensor
 
 from bdd_seg.distill.settings import DEFAULT_TEACHER
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.settings import class_of
 from bdd_seg.runtime.upstream.atomic_files import file_digest
+from bdd_seg.runtime.upstream.checkpoints import load_checkpoint, weights_digest, weights_of
 from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.study.results import Provenance, RunRecord, RunResult, Stage
 from bdd_seg.study.settings import (
@@ -284,12 +286,22 @@ def class_iou_evaluator(cfg: Config) -> dict[str, Any]:
 
 @cache
 def digest_if_local(path: Path | str | None) -> str | None:
-    """Return the SHA-256 of a local file, or of a folder's files; None for anything else, such as a URL."""
-    if path is not None and Path(path).is_dir():
-        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+    """Return the SHA-256 of what is in a local file or folder; None for anything else, such as a URL.
+
+    Of a checkpoint it is that of the weights: the same training on the same machine leaves the same weights,
+    in a file that differs by the time of day.
+    """
+    if path is None or not Path(path).exists():
+        return None
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
         listed = '\n'.join(f'{file.name} {file_digest(file)}' for file in files)
         return hashlib.sha256(listed.encode()).hexdigest()
-    return file_digest(path) if path is not None and Path(path).is_file() else None
+    if path.suffix != '.pth':
+        return file_digest(path)
+    weights = weights_of(load_checkpoint(path), str(path))
+    return weights_digest({name: value for name, value in weights.items() if isinstance(value, Tensor)})
 
 
 def _max_iters(cfg: Config) -> int:

@@ -1,6 +1,5 @@
 """Teachers that run a network: what all kinds of them share."""
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from bdd_seg.distill.taps import LOGITS, check_map
 from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.runtime.upstream import bfloat16
+from bdd_seg.runtime.upstream.checkpoints import weights_digest
 from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.classes import check_number_of_classes
 from bdd_seg.teachers.frozen import PRECISIONS, FrozenModule
@@ -196,7 +196,7 @@ class NetworkTeacher(Teacher):
         self._source = Normalisation.of(student.data_preprocessor)
         self._facts = facts
         if self.record is not None:  # now, since BatchNorm is folded before the first answer
-            self._weights = _weights_digest(facts.model)
+            self._weights = weights_digest(facts.model.state_dict())
         self.network = FrozenModule(
             facts.model, wanted, facts.forward, self.precision, self.compile, facts.read
         )
@@ -297,15 +297,6 @@ class NetworkTeacher(Teacher):
             raise ConfigError(
                 f'the teacher ({self.describe()}) takes images of {own} channels, and gets {images}{advice}'
             )
-
-
-def _weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of a network's weights and buffers, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def input_bands(model: nn.Module) -> int | None:

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 
+import numpy as np
 import pytest
+import torch
 from helpers import ROOT, study_file
 from mmengine.config import Config
 
@@ -203,13 +205,14 @@ def test_a_record_has_the_place_of_the_run_and_its_result(study):
 def test_a_study_without_a_teacher_has_no_reference(study, tiny_configs, tmp_path):
     assert reference_runs(study()) == []
     weights = tmp_path / 'teacher.pth'
-    weights.write_bytes(b'weights')
+    torch.save({'state_dict': {'b': torch.ones(2), 'a': torch.zeros(1)}}, weights)
     teacher = {'label': 't', 'config': str(tiny_configs['teacher']), 'checkpoint': str(weights)}
     made = study(teacher=teacher, train_flags=['--amp'])
     (run,) = reference_runs(made)
     found = run.provenance(made)
     assert (found.train_flags, found.splits, found.teacher) == (['--amp'], {'val': {}, 'test': {}}, None)
-    assert found.checkpoint == hashlib.sha256(b'weights').hexdigest()
+    content = b'a' + np.zeros(1, 'float32').tobytes() + b'b' + np.ones(2, 'float32').tobytes()
+    assert found.checkpoint == hashlib.sha256(content).hexdigest()
 
 
 def test_a_folder_has_the_digest_of_its_files(tmp_path):

@@ -6,6 +6,7 @@ import re
 import threading
 
 import pytest
+import torch
 from helpers import study_file
 
 from bdd_seg.errors import ConfigError
@@ -53,7 +54,7 @@ def test_what_was_measured_on_something_else_is_measured_again(session, tmp_path
     assert other.stored(other.make('alone', 'final', 1, {})) is None
     other = session(train_flags=['--amp'])
     assert other.stored(other.make('alone', 'final', 1, {})) is None
-    (tmp_path / 'other.pth').write_bytes(b'weights')
+    torch.save({'state_dict': {'weight': torch.ones(2)}}, tmp_path / 'other.pth')
     retrained = before.study.teacher.model_copy(update={'checkpoint': tmp_path / 'other.pth'})
     other = session(teacher=retrained)
     assert other.stored(reference_runs(other.study)[0]) is None
@@ -61,12 +62,13 @@ def test_what_was_measured_on_something_else_is_measured_again(session, tmp_path
 
 def test_another_teacher_is_noticed(session, tmp_path):
     weights = tmp_path / 'teacher.pth'
-    for content, known in ((b'first', True), (b'second', False)):
-        weights.write_bytes(content)
+    first, second = {'weight': torch.ones(2)}, {'weight': torch.zeros(2)}
+    for content, time, known in ((first, 1, True), (first, 2, True), (second, 2, False)):
+        torch.save({'state_dict': content, 'meta': {'time': time}}, weights)
         digest_if_local.cache_clear()  # as in another call
         made = session(distilled_options={'model.teacher.checkpoint': str(weights)})
         run_ = made.make('kd', 'final', 1, {})
-        if known:
+        if time == 1:
             store(made, run_)
         assert (made.stored(run_) is not None) == known
     weights.unlink()  # brought back without it

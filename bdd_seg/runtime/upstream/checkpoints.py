@@ -127,6 +127,15 @@ def weights_of(checkpoint: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return weights
 
 
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of weights and buffers, in hexadecimal, whatever file they come from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def load_and_report_mismatch(
     model: nn.Module, weights: Mapping[str, Tensor], without: str | None = AUXILIARY
 ) -> str:
