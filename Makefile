@@ -3,11 +3,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check
 
-.PHONY: help demo test coverage stress audit clean
+.PHONY: help demo test docs coverage stress audit clean
 
 help:
 	@echo 'make demo   distil a small PSPNet on generated street scenes, 6 to 10 minutes on 2 idle CPU cores'
 	@echo 'make test   lint and tests'
+	@echo 'make docs   the guides as web pages, in docs/_build; half a minute'
 	@echo 'make coverage the tests, with the share of the lines that they run'
 	@echo 'make stress what takes longer: kills, long runs, many processes; half an hour'
 	@echo 'make audit  known vulnerabilities of the pinned packages'
@@ -37,6 +38,10 @@ test: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
+docs: $(VENV)/.installed
+	$(BIN)/sphinx-build --quiet --fail-on-warning -c docs . docs/_build
+	@echo docs/_build/index.html
+
 coverage: $(VENV)/.installed
 	$(BIN)/pytest --cov --cov-report=term --numprocesses auto --dist loadfile --no-loadscope-reorder
 
@@ -49,4 +54,4 @@ audit: $(VENV)/.installed
 	$(BIN)/pip freeze --exclude-editable | $(VENV)/audit/bin/pip-audit --no-deps --disable-pip -r /dev/stdin
 
 clean:
-	rm -rf $(VENV) data/street_scenes work_dirs/demo
+	rm -rf $(VENV) data/street_scenes work_dirs/demo docs/_build

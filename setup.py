@@ -6,6 +6,8 @@ HERE = Path(__file__).parent
 
 # Older onnxruntimes let a crafted file read others outside of its folder; none for Python 3.10 is new enough.
 ONNX = [f'{package}; python_version >= "3.11"' for package in ('onnx', 'onnxruntime>=1.24.4', 'onnxscript')]
+# Sphinx itself has left Python 3.10 behind.
+DOCS = [f'{package}; python_version >= "3.11"' for package in ('furo', 'myst-parser', 'sphinx', 'sphinx-design')]
 REPORT = ['jinja2', 'plotly']
 TRANSFORMERS = ['transformers>=5.20']
 
@@ -53,10 +55,12 @@ setup(
     extras_require={
         'dev': [
             *('hypothesis', 'mypy', 'playwright', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff'),
+            *DOCS,
             *ONNX,
             *REPORT,
             *TRANSFORMERS,
         ],
+        'docs': DOCS,
         'onnx': ONNX,
         'report': REPORT,
         'transformers': TRANSFORMERS,

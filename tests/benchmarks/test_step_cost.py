@@ -146,14 +146,14 @@ def test_wrong_arguments_are_told(monkeypatch, tiny_configs, tmp_path, arguments
         step_cost.adapt_config(step_cost.parse_args(), tmp_path)
 
 
-def test_the_readmes_table_is_that_of_the_committed_result():
+def test_the_guides_table_is_that_of_the_committed_result():
     rows = json.loads((ROOT / 'benchmarks/results/cpu_2x3x256x512_float32.json').read_text())['rows']
     measured = {}
     for row in rows:
         median, q1, q3 = (f'{1000 * row[key]:.0f}' for key in ('median_s', 'q1_s', 'q3_s'))
         measured[f'{median} ({q1} to {q3})', f'{row["ratio"]:.2f}'] = row['name']
     shown = re.findall(
-        r'^\| ([^|]+) \| ([\d]+ \(\d+ to \d+\)) \| ([\d.]+) \|$', (ROOT / 'README.md').read_text(), re.M
+        r'^\| ([^|]+) \| ([\d]+ \(\d+ to \d+\)) \| ([\d.]+) \|$', (ROOT / 'docs/teacher_price.md').read_text(), re.M
     )
     assert [measured[time, ratio] for _, time, ratio in shown] == [
         'student alone',

@@ -317,10 +317,10 @@ def test_a_loss_of_the_users_own(tiny_configs, batch, align_corners):
     assert log['loss'].item() == pytest.approx((log['decode.loss_ce'] + log['aux.loss_ce'] + 5).item())
 
 
-def test_the_readmes_own_losses(tiny_configs, batch):
-    readme = (ROOT / 'README.md').read_text()
-    for name in ('my_loss', 'my_module_loss'):
-        exec(re.search(rf'```python\n(# {name}.py.*?)```', readme, re.DOTALL)[1], {})
+def test_the_guides_own_losses(tiny_configs, batch):
+    guide = (ROOT / 'docs/write_a_loss.md').read_text()
+    exec((ROOT / 'docs/examples/write_a_loss/my_loss.py').read_text(), {'__name__': 'my_loss'})
+    exec(re.search(r'```python\n(# my_module_loss.py.*?)```', guide, re.DOTALL)[1], {})
     settings = {'type': 'LogitsL1', 'loss_name': 'loss_l1', 'loss_weight': 2.0}
     model = build(tiny_configs['distilled'], distill_losses=[settings])
     assert step(model, batch)['distill.loss_l1'].item() > 0
@@ -334,9 +334,9 @@ def test_the_readmes_own_losses(tiny_configs, batch):
     assert resized.item() == pytest.approx(4)
 
 
-def test_the_readmes_several_losses(tiny_configs, batch):
-    readme = (ROOT / 'README.md').read_text()
-    text = re.search(r'```python\n(model = dict\(distill_losses=\[\n.*?)```', readme, re.DOTALL)[1]
+def test_the_guides_several_losses(tiny_configs, batch):
+    guide = (ROOT / 'docs/own_pair.md').read_text()
+    text = re.search(r'```python\n(model = dict\(distill_losses=\[\n.*?)```', guide, re.DOTALL)[1]
     settings: dict = {}
     exec(text, settings)
     model = build(tiny_configs['distilled'], **settings['model'])

@@ -301,7 +301,7 @@ class Hosts:
         subprocess.run(['ip', *arguments], check=True, capture_output=True, text=True)
 
     def train(self, host: int, config: Path, folder: Path, name: str, *options: str) -> Job:
-        """Two processes each, as README says, where no name resolves to these addresses."""
+        """Two processes each, as the guide says, where no name resolves to these addresses."""
         folder.mkdir(exist_ok=True)
         address = [f'--local-addr=10.77.0.{host + 1}', f'--rdzv-conf=is_host={int(host == 0)}']
         command = [
