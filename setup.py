@@ -6,8 +6,8 @@ HERE = Path(__file__).parent
 
 # Older onnxruntimes let a crafted file read others outside of its folder; none for Python 3.10 is new enough.
 ONNX = [f'{package}; python_version >= "3.11"' for package in ('onnx', 'onnxruntime>=1.24.4', 'onnxscript')]
-# Sphinx itself has left Python 3.10 behind.
-DOCS = [f'{package}; python_version >= "3.11"' for package in ('furo', 'myst-parser', 'sphinx', 'sphinx-design')]
+SPHINX = ('furo', 'myst-parser', 'sphinx', 'sphinx-design')
+DOCS = [f'{package}; python_version >= "3.11"' for package in SPHINX]  # Sphinx has left 3.10 behind
 REPORT = ['jinja2', 'plotly']
 TRANSFORMERS = ['transformers>=5.20']
 

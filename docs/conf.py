@@ -4,7 +4,7 @@ from importlib.metadata import version as version_of
 
 project = 'bdd_seg'
 author = 'the authors of bdd_seg'
-copyright = f'2026, {author}'  # noqa: A001
+copyright = f'2026, {author}'
 version = release = version_of('bdd-seg')
 
 extensions = [

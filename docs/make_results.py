@@ -20,12 +20,15 @@ INTRODUCTION = (
 
 NOT_MEASURED = """## What was not measured
 
-- Nothing here ran on Cityscapes, and on a GPU nothing but the timing quoted under [Cityscapes](cityscapes_camvid.md).
-- OpenMMLab's checkpoint could not be downloaded. Loading is tested on checkpoints that the tests make, in today's and in the older
-  file format, from a path and from a local server.
+- Nothing here ran on Cityscapes, and on a GPU nothing but the timing quoted under
+  [Cityscapes](cityscapes_camvid.md).
+- OpenMMLab's checkpoint could not be downloaded. Loading is tested on checkpoints that the tests make, in
+  today's and in the older file format, from a path and from a local server.
 - ImageNet weights were not available: every network began with random ones.
-- CamVid at full size: `python tools/study.py benchmarks/studies/camvid_360x480.yaml --time-limit 28` is ready for a GPU.
-- The lines for several GPUs and machines ran as they stand on CPUs only, with two and four processes, on one host and on two."""
+- CamVid at full size is ready for a GPU: `python tools/study.py benchmarks/studies/camvid_360x480.yaml
+  --time-limit 28`.
+- The lines for several GPUs and machines ran as they stand on CPUs only, with two and four processes, on one
+  host and on two."""
 
 
 def page() -> str:

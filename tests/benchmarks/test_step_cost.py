@@ -152,9 +152,8 @@ def test_the_guides_table_is_that_of_the_committed_result():
     for row in rows:
         median, q1, q3 = (f'{1000 * row[key]:.0f}' for key in ('median_s', 'q1_s', 'q3_s'))
         measured[f'{median} ({q1} to {q3})', f'{row["ratio"]:.2f}'] = row['name']
-    shown = re.findall(
-        r'^\| ([^|]+) \| ([\d]+ \(\d+ to \d+\)) \| ([\d.]+) \|$', (ROOT / 'docs/teacher_price.md').read_text(), re.M
-    )
+    guide = (ROOT / 'docs/teacher_price.md').read_text()
+    shown = re.findall(r'^\| ([^|]+) \| ([\d]+ \(\d+ to \d+\)) \| ([\d.]+) \|$', guide, re.M)
     assert [measured[time, ratio] for _, time, ratio in shown] == [
         'student alone',
         'live teacher, done plainly',

@@ -131,7 +131,8 @@ def test_two_processes_train_one_student(tiny_configs, tmp_path):
 
 def test_a_new_pair_as_the_guide_writes_it(scenes, tmp_path):
     """The guide's config for a pair that ships none of ours, with a smaller teacher and crop."""
-    text = re.search(r'```python\n(# my_pair.py.*?)```', (ROOT / 'docs/own_pair.md').read_text(), re.DOTALL)[1]
+    guide = (ROOT / 'docs/own_pair.md').read_text()
+    text = re.search(r'```python\n(# my_pair.py.*?)```', guide, re.DOTALL)[1]
     text = text.replace('_r101', '_r18')
     teacher = build(load_config(re.search(r"config='(mmseg::.*?)'", text)[1]), pretrained=None)
     torch.save(teacher.state_dict(), tmp_path / 'teacher.pth')

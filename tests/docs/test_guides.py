@@ -31,7 +31,7 @@ randomness = dict(seed=0)
 """
 
 
-@pytest.mark.parametrize('guide', ['own_data', 'more_channels'])
+@pytest.mark.parametrize('guide', ['own_data', 'more_channels', 'write_a_loss', 'write_a_teacher'])
 def test_the_guides_show_the_files(guide):
     folder = DOCS / 'examples' / guide
     text = (DOCS / f'{guide}.md').read_text()

@@ -12,8 +12,8 @@ ENTRIES = re.findall(r'^\| `(.+?)` \|', PAGE, re.MULTILINE)
 
 # A message with one of these says what to do.
 ADVICE = re.compile(
-    r'\b(add|allow|ask for|begin|choose|compare|convert|copy|delete|ends? in|expected|export|give|ignore|install|'
-    r'keep|leave|make|must|name|needs?|pass|put|remove|run|say|set|take|train|use|wait|write)\b',
+    r'\b(add|allow|ask for|begin|choose|compare|convert|copy|delete|ends? in|expected|export|give|ignore|'
+    r'install|keep|leave|make|must|name|needs?|pass|put|remove|run|say|set|take|train|use|wait|write)\b',
     re.IGNORECASE,
 )
 

@@ -1,7 +1,7 @@
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as nnf
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList
@@ -43,6 +43,6 @@ class SmoothedLabels(Teacher):
         labels = labels[:, self.stride // 2 :: self.stride, self.stride // 2 :: self.stride]
         known = labels != self.ignore_index
         rest = (1 - self.probability) / (self.classes - 1)
-        right = F.one_hot(labels.where(known, 0).long(), self.classes).movedim(-1, 1)
+        right = nnf.one_hot(labels.where(known, 0).long(), self.classes).movedim(-1, 1)
         probabilities = rest + right * (self.probability - rest)
         return Answer({'logits': probabilities.log()}, {'logits': known})
