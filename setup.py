@@ -13,7 +13,7 @@ TRANSFORMERS = ['transformers>=5.20']
 
 setup(
     name='bdd-seg',
-    version='0.1.0',
+    version='0.2.0',
     description='Semantic-segmentation distillation on MMSegmentation with Balance Divergence Distillation',
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',

@@ -15,4 +15,4 @@ from bdd_seg.runtime import guards  # noqa: E402
 from bdd_seg.study import metrics  # noqa: E402
 
 __all__ = ['datasets', 'distill', 'guards', 'losses', 'metrics', 'teachers']
-__version__ = '0.1.0'
+__version__ = '0.2.0'

@@ -64,7 +64,7 @@ def make_report(
         image_size=(512, 1024),
         networks=networks,
         pictures=sorted(pictures, key=lambda picture: -(picture.gain or 0)),
-        environment={'Machine': '2 CPU cores', 'torch': '2.13.0', 'bdd-seg': '0.1.0'},
+        environment={'Machine': '2 CPU cores', 'torch': '2.13.0', 'bdd-seg': '0.2.0'},
         commands=['bdd-seg report work_dirs/alone work_dirs/bdd --out report.html'],
         notes=['The teacher saw the images at twice the size.'],
     )

@@ -162,3 +162,5 @@ def test_the_versions_agree():
 
     assert f"version='{__version__}'" in (ROOT / 'setup.py').read_text()
     assert yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version'] == __version__
+    assert f'bdd_seg-{__version__}-py3' in (ROOT / 'docs/quick_start.md').read_text()
+    assert re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1] == __version__
