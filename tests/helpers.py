@@ -200,7 +200,7 @@ model = dict(
     balance_gradients=1.0,
     distill_losses=[
         dict(type='BDDLoss', schedule=dict(reverse_weight=(0.0, 2.0), curve='cosine')),
-        dict(type='FeatureLoss', **feature),
+        dict(type='FeatureLoss', schedule=dict(loss_weight=(1.0, 0.0)), **feature),
         dict(type='MGDLoss', **feature),
         dict(type='CIRKDMemoryLoss', **memory, **feature)])
 train_dataloader = dict(dataset=dict(pipeline=[
@@ -214,7 +214,6 @@ train_dataloader = dict(dataset=dict(pipeline=[
 train_cfg = dict(val_interval=3)
 randomness = dict(seed=None)  # mmengine chooses one
 custom_hooks = [
-    dict(type='LossScheduleHook', loss_name='loss_feature', setting='loss_weight', start=1.0, stop=0.0),
     dict(type='EMAHook', update_buffers=True, momentum=0.1)]
 """
 # The parts of a checkpoint that a resumed run must end with.

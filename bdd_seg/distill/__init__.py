@@ -1,13 +1,12 @@
 """Segmentors that learn from a teacher, taps into networks, and hooks of distillation losses."""
 
-from bdd_seg.distill.hooks import DiagnosticsHook, LossScheduleHook, LossStateHook
+from bdd_seg.distill.hooks import DiagnosticsHook, LossStateHook
 from bdd_seg.distill.segmentor import CascadeSegDistiller, SegDistiller
 from bdd_seg.distill.taps import Tap
 
 __all__ = [
     'CascadeSegDistiller',
     'DiagnosticsHook',
-    'LossScheduleHook',
     'LossStateHook',
     'SegDistiller',
     'Tap',

@@ -1,4 +1,4 @@
-"""Hooks of distillation: schedules and weights of losses, and diagnostics of the logged iterations."""
+"""Hooks of distillation: weights of losses, and diagnostics of the logged iterations."""
 
 import logging
 from collections.abc import Sequence
@@ -12,9 +12,7 @@ from mmseg.registry import HOOKS
 
 from bdd_seg.distill.diagnostics import DIAGNOSTICS
 from bdd_seg.distill.gradients import GradientBalance
-from bdd_seg.distill.schedule import Schedule, check_movable
 from bdd_seg.distill.segmentor import SegDistiller
-from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.models import unwrapped
 
 _KEY = 'distill_losses'
@@ -57,63 +55,6 @@ class LossStateHook(Hook):
                     logger='current',
                     level=logging.WARNING,
                 )
-
-
-@HOOKS.register_module()
-class LossScheduleHook(Hook):
-    """Moves a setting of a distillation loss linearly from one value to another while training.
-
-    A ``schedule`` among the loss's own settings does the same; hooks serve where several settings of one
-    loss need spans of their own. The value follows from the number of the iteration alone, so a resumed run
-    goes on as it would have. Settings of ``BDDLoss`` are for instance ``loss_weight``, and its
-    balance: ``forward_weight`` and ``reverse_weight``.
-
-    Args:
-        loss_name: Which of the ``distill_losses``, by its ``loss_name``.
-        setting: Which number among its attributes.
-        start: Value up to iteration ``begin``.
-        stop: Value from iteration ``end`` on.
-        begin: Counted from 0.
-        end: By default the number of iterations of the training, so that ``stop`` is what an iteration
-            after the last one would have.
-
-    Raises:
-        ConfigError: When training starts: there is no such loss or setting, or ``begin`` is not
-            before ``end``.
-    """
-
-    def __init__(
-        self, loss_name: str, setting: str, start: float, stop: float, begin: int = 0, end: int | None = None
-    ) -> None:
-        self.loss_name = loss_name
-        self.setting = setting
-        self.start = start
-        self.stop = stop
-        self.begin = begin
-        self.end = end
-
-    def before_train(self, runner: Runner) -> None:
-        losses = {loss.loss_name: loss for loss in _distill_losses(runner)}
-        if self.loss_name not in losses:
-            raise ConfigError(
-                f'LossScheduleHook: the model has no distillation loss {self.loss_name!r}; it has '
-                f'{", ".join(losses) or "none"}'
-            )
-        self._loss = losses[self.loss_name]
-        check_movable(self._loss, self.setting, f'LossScheduleHook: {self.loss_name}')
-        schedules = getattr(unwrapped(runner.model), 'schedules', {})
-        if self.loss_name in schedules and self.setting in schedules[self.loss_name].settings:
-            raise ConfigError(
-                f'LossScheduleHook: {self.setting} of {self.loss_name} has a schedule among the settings of '
-                'the loss, too; keep one of them'
-            )
-        moved = {self.setting: (self.start, self.stop)}
-        self._schedule = Schedule(moved, self.begin, self.end, key='LossScheduleHook')
-        self._schedule.values(runner.iter, runner.max_iters)  # which checks the span
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        for name, value in self._schedule.values(runner.iter, runner.max_iters).items():
-            setattr(self._loss, name, value)
 
 
 @HOOKS.register_module()

@@ -45,7 +45,7 @@ _SHARED = (
     'load_from',
     'custom_hooks',
 )
-_METHOD_HOOKS = ('LossStateHook', 'LossScheduleHook')  # the hooks that are part of a method
+_METHOD_HOOKS = ('LossStateHook',)  # the hooks that are part of a method
 _DEFAULT_HOOKS = {
     'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False},
     'logger': {'type': 'LoggerHook'},

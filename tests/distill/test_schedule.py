@@ -98,15 +98,6 @@ def test_the_reverse_temperature_follows_where_it_is_not_given(name):
     assert loss.temperatures == (2.0, 3.0)
 
 
-def test_a_hook_on_the_same_setting_is_refused(monkeypatch, tiny_configs, tmp_path):
-    config = tmp_path / 'scheduled.py'
-    hook = "dict(type='LossScheduleHook', loss_name='loss_cwd', setting='loss_weight', start=0, stop=1)"
-    text = SCHEDULED.format(base=str(tiny_configs['distilled']))
-    config.write_text(f'{text}custom_hooks = [{hook}]\n')
-    message = complaint(monkeypatch, TRAIN, config, '--work-dir', tmp_path / 'run')
-    assert 'loss_weight of loss_cwd has a schedule among the settings of the loss, too' in message
-
-
 SCHEDULED = """
 _base_ = {base!r}
 model = dict(distill_losses=[

@@ -133,9 +133,9 @@ def test_short_keys():
 
 
 def test_overrides_as_text():
-    hook = {'type': 'LossScheduleHook', 'start': 0, 'stop': 1}
+    hook = {'type': 'EMAHook', 'start': 0, 'stop': 1}
     options = {'loss.tau_forward': 2, 'model.pretrained': None, 'custom_hooks': [hook]}
-    expected = 'tau_forward 2, model.pretrained None, LossScheduleHook(start=0, stop=1)'
+    expected = 'tau_forward 2, model.pretrained None, EMAHook(start=0, stop=1)'
     assert format_overrides(options) == expected
     assert format_overrides({}) == ''
 
