@@ -177,9 +177,11 @@ def config_text(
         for key, value in teacher.items()
         if isinstance(value, str) and os.path.exists(value)
     }
+    own = (student.get('custom_imports') or {}).get('imports') or []  # a list replaces the one it inherits
+    imports = dict.fromkeys(['bdd_seg', *([own] if isinstance(own, str) else own)])
     lines = [
         f'_base_ = {base!r}',
-        "custom_imports = dict(imports=['bdd_seg'])",
+        f'custom_imports = dict(imports={[*imports]!r})',
         'model = dict(',
         f'    type={distillers[kind]!r},',
         f'    teacher={_as_dict({**teacher, **here})},',

@@ -64,6 +64,12 @@ def test_the_config_trains_and_the_lines_tell_what_was_chosen(make, tiny_configs
     assert printed.splitlines()[-1].startswith('Train with: bdd-seg train')
 
 
+def test_modules_that_the_student_imports_are_kept(make, tiny_configs, tmp_path):
+    student = changed(tiny_configs, tmp_path, "custom_imports = dict(imports='colorsys')\n")
+    _, cfg = make(NETWORK, student=student)
+    assert cfg.custom_imports.imports == ['bdd_seg', 'colorsys']
+
+
 def test_features_get_an_adapter(make, tiny_configs):
     taps = ['--student-tap', 'backbone.layer4', '--teacher-tap', 'backbone.layer4']
     printed, cfg = make(tiny_configs['teacher'], '--loss', 'FeatureLoss', *taps)
