@@ -117,7 +117,6 @@ def test_links_of_the_table_are_https():
 def test_gains_in_the_guide_are_those_of_the_studies():
     reports = ''.join(file.read_text() for file in (ROOT / 'benchmarks/studies').glob('*/report.md'))
     found = re.findall(r'[+-][\d.]+ \[[^]]+\]', (ROOT / 'docs/which_loss.md').read_text())
-    assert len(found) >= 8
     for gain in found:
         assert gain in reports, gain
 

@@ -1,7 +1,8 @@
 """The graph of an ONNX file, in which any set of operators can be computed in 8 bits.
 
 ``QuantizeLinear`` and ``DequantizeLinear`` stand around each operator (QDQ): int8 weights with a scale for
-each output channel, uint8 activations. ONNX Runtime, OpenVINO and TensorRT compute it in integers.
+each output channel, uint8 activations. ONNX Runtime computes it in integers. TensorRT refuses zero points
+other than 0, which activations have here.
 """
 
 import copy
