@@ -22,7 +22,7 @@ include_patterns = [
     'CHANGELOG.md',
     'CONTRIBUTING.md',
 ]
-myst_enable_extensions = ['colon_fence', 'deflist', 'dollarmath']
+myst_enable_extensions = ['colon_fence', 'deflist']
 myst_heading_anchors = 3
 
 html_theme = 'furo'
