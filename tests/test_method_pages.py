@@ -114,11 +114,18 @@ def test_links_of_the_table_are_https():
         assert link.startswith('https://'), link
 
 
-def test_gains_in_the_guide_are_those_of_the_studies():
-    reports = ''.join(file.read_text() for file in (ROOT / 'benchmarks/studies').glob('*/report.md'))
-    found = re.findall(r'[+-][\d.]+ \[[^]]+\]', (ROOT / 'docs/which_loss.md').read_text())
-    for gain in found:
-        assert gain in reports, gain
+REPORTS = ''.join(file.read_text() for file in (ROOT / 'benchmarks/studies').glob('*/report.md'))
+
+
+@pytest.mark.parametrize(
+    'file',
+    [ROOT / 'README.md', CONFIGS / 'bdd/README.md', *(ROOT / 'docs').glob('*.md')],
+    ids=lambda file: file.name,
+)
+def test_scores_and_gains_in_texts_are_those_of_the_studies(file):
+    text = file.read_text()
+    for figure in re.findall(r'[+-][\d.]+ \[[+-][^]]+\]|[\d.]+ ± [\d.]+', text):
+        assert figure in REPORTS, figure
 
 
 def test_the_guide_lists_each_loss_once():
