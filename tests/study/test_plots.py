@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 from helpers import large_study, small_study
 
-from bdd_seg.study.plots import count_seeds, moved_apart, plot_class_gain, plot_wall_clock
+from bdd_seg.study.plots import LOOKS, count_seeds, moved_apart, plot_class_gain, plot_wall_clock
 from bdd_seg.study.results import Results
 
 
@@ -28,6 +28,22 @@ def test_plots_are_drawn(tmp_path):
     plot_class_gain(large, 'test', 'iterations', tmp_path / 'class_gain.png')
     assert (colours_in(tmp_path / 'wall_clock.png')[:9] > 200).all()  # white, and a colour per method
     assert (colours_in(tmp_path / 'class_gain.png')[:30] > 1000).all()  # cells of many colours
+
+
+def test_figures_grow_with_the_number_of_methods(tmp_path):
+    content = large_study()
+    name = next(method for method in content['methods'] if method != content['control'])
+    for number in range(20):
+        content['methods'][f'copy{number}'] = content['methods'][name]
+        content['runs'] += [
+            {**run, 'method': f'copy{number}'} for run in content['runs'] if run['method'] == name
+        ]
+    many = Results.model_validate(content)
+    plot_wall_clock(many, 'test', tmp_path / 'wall_clock.png')
+    plot_class_gain(many, 'test', 'iterations', tmp_path / 'class_gain.png')
+    for file in tmp_path.iterdir():
+        assert matplotlib.image.imread(file).shape[1] > 1200
+    assert len({tuple(look.values()) for look in LOOKS}) == len(LOOKS) >= 24
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):
