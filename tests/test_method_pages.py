@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from pathlib import Path
 
 import make_method_pages
 import pytest
@@ -117,15 +118,23 @@ def test_links_of_the_table_are_https():
 REPORTS = ''.join(file.read_text() for file in (ROOT / 'benchmarks/studies').glob('*/report.md'))
 
 
+def figures(file: Path) -> list[str]:
+    """Return the gains with an interval and the scores with a deviation in a text."""
+    return re.findall(r'[+-][\d.]+ \[[+-][^]]+\]|[\d.]+ ± [\d.]+', file.read_text())
+
+
 @pytest.mark.parametrize(
     'file',
     [ROOT / 'README.md', CONFIGS / 'bdd/README.md', *(ROOT / 'docs').glob('*.md')],
     ids=lambda file: file.name,
 )
 def test_scores_and_gains_in_texts_are_those_of_the_studies(file):
-    text = file.read_text()
-    for figure in re.findall(r'[+-][\d.]+ \[[+-][^]]+\]|[\d.]+ ± [\d.]+', text):
+    for figure in figures(file):
         assert figure in REPORTS, figure
+
+
+def test_there_are_such_figures():
+    assert len(figures(ROOT / 'README.md')) >= 8
 
 
 def test_the_guide_lists_each_loss_once():

@@ -18,7 +18,7 @@ from bdd_seg.distill.settings import DEFAULT_TEACHER
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.settings import class_of
-from bdd_seg.runtime.upstream.atomic_files import file_digest
+from bdd_seg.runtime.upstream.atomic_files import file_digest, files_digest
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint, weights_digest, weights_of
 from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.study.results import Provenance, RunRecord, RunResult, Stage
@@ -295,9 +295,7 @@ def digest_if_local(path: Path | str | None) -> str | None:
         return None
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        listed = '\n'.join(f'{file.name} {file_digest(file)}' for file in files)
-        return hashlib.sha256(listed.encode()).hexdigest()
+        return files_digest(sorted(file for file in path.iterdir() if file.is_file()))
     if path.suffix != '.pth':
         return file_digest(path)
     weights = weights_of(load_checkpoint(path), str(path))

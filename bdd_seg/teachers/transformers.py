@@ -1,6 +1,5 @@
 """A teacher from Hugging Face."""
 
-import hashlib
 import inspect
 import json
 import math
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from bdd_seg.distill.taps import LOGITS, Tap
 from bdd_seg.errors import ConfigError, first_line
-from bdd_seg.runtime.upstream.atomic_files import file_digest
+from bdd_seg.runtime.upstream.atomic_files import files_digest
 from bdd_seg.teachers.classes import check_number_of_classes, number_of_classes
 from bdd_seg.teachers.network import Network, NetworkTeacher, input_bands
 from bdd_seg.teachers.normalise import (
@@ -203,8 +202,7 @@ class TransformersTeacher(NetworkTeacher):
             if weights := _weight_files(folder):
                 settings = ['config.json', *(_PROCESSORS if own is None else ())]
                 files = [file for file in map(folder.joinpath, settings) if file.is_file()]
-                listed = '\n'.join(f'{file.name} {file_digest(file)}' for file in [*files, *weights])
-                digest = hashlib.sha256(listed.encode()).hexdigest()
+                digest = files_digest([*files, *weights])
         return {
             **super().fingerprint(),
             'checkpoint': digest,

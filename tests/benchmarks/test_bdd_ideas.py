@@ -3,14 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
 from bdd_seg.losses import BDDLoss
 from benchmarks.studies.bdd_ideas.balances import AdaptiveBDDLoss, PresentBDDLoss
-
-
-def softmax(z: np.ndarray) -> np.ndarray:
-    e = np.exp(z - z.max())
-    return e / e.sum()
 
 
 def maps(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

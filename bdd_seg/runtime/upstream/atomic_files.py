@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ def write_json(path: str | Path, content: Any) -> None:
 def file_digest(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """Return the SHA-256 of the names and contents of files, in their order, whatever folder they lie in."""
+    listed = '\n'.join(f'{file.name} {file_digest(file)}' for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 class AtomicLocalBackend(LocalBackend):

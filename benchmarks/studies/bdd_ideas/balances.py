@@ -3,6 +3,8 @@
 They are written in the plain forms, which take more memory than :class:`bdd_seg.losses.BDDLoss`.
 """
 
+from abc import abstractmethod
+
 from mmseg.registry import MODELS
 from torch import Tensor
 
@@ -14,9 +16,9 @@ from bdd_seg.losses.pair import Pair
 class ClassBalancedLoss(BDDLoss):
     """BDD whose terms have a weight for each distribution, in the channel domain for each class and image."""
 
-    def weights(self, pair: Pair) -> tuple[Tensor | float, Tensor | float]:
+    @abstractmethod
+    def weights(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Return the factors of α and β, of the shape of the distributions: (N, C) in the channel domain."""
-        raise NotImplementedError
 
     def compare(self, pair: Pair) -> Tensor:
         """Return the mean over distributions of a·α·FKL(τ_f) + b·β·RKL(τ_r), with a, b the factors."""

@@ -47,7 +47,7 @@ def build() -> UperNetForSemanticSegmentation:
 
 
 def train(model: nn.Module, config: Config, iterations: int, preprocess: nn.Module) -> None:
-    """Train with the optimizer, the learning rate and the data of ``config``."""
+    """Train on the data of ``config``, by SGD with the learning rate of the demo's schedule."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, iterations, power=0.9)
     batches = iter(Runner.build_dataloader(config.train_dataloader, seed=0))
