@@ -1,36 +1,28 @@
 """The figures of a study's report."""
 
-import itertools
 import math
 import textwrap
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from scipy.optimize import isotonic_regression
 
-from bdd_seg.study.results import Results, Runs, mious
+from bdd_seg.study.results import Results, mious
 from bdd_seg.study.settings import Budget
 
 BUDGET_TITLES: dict[Budget, str] = {'iterations': 'equal iterations', 'wall_clock': 'equal wall-clock'}
-MARKERS: dict[Budget, str] = {'iterations': 'o', 'wall_clock': 'D'}
-COLOURS = ('#000000', '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F7F7F')
-"""Okabe and Ito's (https://jfly.uni-koeln.de/color), with grey for their yellow, too pale on white."""
-LOOKS: list[dict[str, Any]] = [
-    {'color': colour, 'fillstyle': fill} for fill in ('full', 'none', 'left', 'bottom') for colour in COLOURS
-]
-"""Looks of marks, in which more methods differ than there are colours."""
+LOOKS: dict[Budget, tuple[str, str]] = {'iterations': ('#0072B2', 'o'), 'wall_clock': ('#D55E00', 'D')}
+"""Colour and mark of each budget; the colours are of https://jfly.uni-koeln.de/color."""
+MANY = 8
+"""With more methods than this their names stand upright in the map of the classes."""
 
 
-def plot_wall_clock(results: Results, split: str, file: Path) -> None:
-    """Draw mIoU against minutes of training: small marks for runs, large ones for mean ± deviation.
+def plot_methods(results: Results, split: str, file: Path) -> None:
+    """Draw a row for each method, the best first: mIoU as mean ± deviation, and the length of its training.
 
-    Methods that take about the same time are moved apart so that their marks do not cover each other. Draws
-    nothing as long as no final run is finished.
+    Small marks are the runs, the dotted line is the mean of the control. Draws nothing as long as no final
+    run is finished.
 
     Args:
         results: The results.
@@ -40,52 +32,42 @@ def plot_wall_clock(results: Results, split: str, file: Path) -> None:
     panels = {budget: results.finished(budget) for budget in results.budgets()}
     if not panels:
         return
-    drawn = dict.fromkeys(method for panel in panels.values() for method in panel)
-    height = max(0.8 + 3.4 * len(panels), 0.24 * len(drawn) + 0.8)
-    figure = Figure(figsize=(9 if len(drawn) <= len(COLOURS) else 12, height), layout='constrained')
-    axes = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
-    students = [method for method in results.methods if method not in results.references()]
-    looks = dict(zip(students, itertools.cycle(LOOKS)))
-    times = [
-        time for budget, panel in panels.items() for name in panel for time in results.minutes(name, budget)
-    ]
-    gap = 0.022 * max(max(times) - min(times), 0.1 * max(times))
-    for axis, (budget, panel) in zip(axes, panels.items(), strict=True):
-        minutes = {method: results.minutes(method, budget) for method in panel}
-        _draw_methods(axis, panel, minutes, split, gap, looks, MARKERS[budget])
-        axis.set_title(BUDGET_TITLES[budget], fontsize='medium')
-        axis.set_ylabel(f'{split} mIoU (%)')
-        axis.grid(alpha=0.3)
-    axes[-1].set_xlabel('minutes of training (about equal times are drawn side by side)')
+    best: dict[str, float] = {}
+    for panel in panels.values():
+        for method, runs in panel.items():
+            best[method] = max(best.get(method, -math.inf), fmean(mious(runs, split).values()))
+    order = sorted(best, key=best.__getitem__)
+    figure = Figure(figsize=(9, 1.7 + 0.3 * len(order) * len(panels)), layout='constrained')
+    scores, times = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    for number, (budget, panel) in enumerate(panels.items()):
+        colour, marker = LOOKS[budget]
+        below = 0.35 * (number - (len(panels) - 1) / 2)
+        for method, runs in panel.items():
+            values, row = list(mious(runs, split).values()), order.index(method) - below
+            deviation = stdev(values) if len(values) > 1 else None
+            scores.scatter(values, [row] * len(values), s=14, alpha=0.5, color=colour, linewidths=0)
+            scores.errorbar(
+                fmean(values), row, xerr=deviation, marker=marker, markersize=7, capsize=4, color=colour
+            )
+            times.barh(row, fmean(results.minutes(method, budget) or [0.0]), 0.7 / len(panels), color=colour)
+    for budget, panel in panels.items():
+        if results.control in panel:
+            mean = fmean(mious(panel[results.control], split).values())
+            scores.axvline(mean, color=LOOKS[budget][0], linestyle=':', zorder=0)
+    scores.set_yticks(range(len(order)), [textwrap.fill(results.label(method), 40) for method in order])
+    scores.set_ylim(-0.7, len(order) - 0.3)
+    scores.set_xlabel(f'{split} mIoU (%)')
+    times.set_xlabel('minutes of training')
+    scores.grid(alpha=0.3)
+    times.grid(alpha=0.3, axis='x')
+    times.set_axisbelow(True)
+    times.tick_params(axis='y', length=0)
     counts = {len(runs) for panel in panels.values() for runs in panel.values()}
-    title = textwrap.fill(results.title, 100)
-    figure.suptitle(f'{title}\nmean ± standard deviation of {count_seeds(counts)}', fontsize='medium')
-    keys = {
-        results.label(method): Line2D([], [], marker='o', linestyle='', markersize=9, **looks[method])
-        for method in drawn
-    }
-    figure.legend(keys.values(), keys.keys(), loc='outside right center')
+    title = f'{textwrap.fill(results.title, 100)}\nmean ± standard deviation of {count_seeds(counts)}'
+    colours = {'iterations': 'circles', 'wall_clock': 'diamonds'}
+    kinds = ', '.join(f'{colours[budget]}: {BUDGET_TITLES[budget]}' for budget in panels)
+    figure.suptitle(title if len(panels) == 1 else f'{title}; {kinds}', fontsize='medium')
     figure.savefig(file, dpi=110)
-
-
-def _draw_methods(
-    axis: Axes,
-    panel: dict[str, Runs],
-    minutes: dict[str, list[float]],
-    split: str,
-    gap: float,
-    looks: dict[str, dict[str, Any]],
-    marker: str,
-) -> None:
-    means = np.array([fmean(minutes[method]) for method in panel])
-    shifts = moved_apart(means, gap) - means
-    for (method, runs), mean, shift in zip(panel.items(), means, shifts, strict=True):
-        scores = list(mious(runs, split).values())
-        deviation = stdev(scores) if len(scores) > 1 else None
-        look: dict[str, Any] = {'marker': marker, 'color': looks[method]['color']}
-        axis.scatter(np.array(minutes[method]) + shift, scores, s=14, alpha=0.5, linewidths=0, **look)
-        look['fillstyle'] = looks[method]['fillstyle']
-        axis.errorbar(mean + shift, fmean(scores), deviation, markersize=9, capsize=4, **look)
 
 
 def plot_class_gain(results: Results, split: str, budget: Budget, file: Path) -> None:
@@ -106,7 +88,7 @@ def plot_class_gain(results: Results, split: str, budget: Budget, file: Path) ->
     values = np.array([[row[method] for method in methods] for row in gains.values()])
     # One class that gains a lot must not make all others pale.
     limit = max(1.0, float(np.nanpercentile(np.abs(values), 90)))
-    many = len(methods) > len(COLOURS)  # then names stand upright
+    many = len(methods) > MANY
     size = (max(9.0, 0.55 * len(methods) + 2), 0.3 * len(gains) + (3.4 if many else 1.4))
     figure = Figure(figsize=size, layout='constrained')
     axis = figure.subplots()
@@ -125,14 +107,6 @@ def plot_class_gain(results: Results, split: str, budget: Budget, file: Path) ->
     title = f'gain in IoU over {results.label(results.control)}, {split}, {BUDGET_TITLES[budget]}'
     axis.set_title(f'{title}: mean of {count_seeds(counts)}')
     figure.savefig(file, dpi=110)
-
-
-def moved_apart(places: np.ndarray, gap: float) -> np.ndarray:
-    """Return the nearest places, by least squares, that keep their order and are at least a gap apart."""
-    order, steps = np.argsort(places), gap * np.arange(len(places))
-    moved = np.empty_like(places)
-    moved[order] = isotonic_regression(places[order] - steps).x + steps
-    return moved
 
 
 def count_seeds(counts: set[int]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from bdd_seg.runtime.upstream.atomic_files import write_atomically
-from bdd_seg.study.plots import BUDGET_TITLES, plot_class_gain, plot_wall_clock
+from bdd_seg.study.plots import BUDGET_TITLES, plot_class_gain, plot_methods
 from bdd_seg.study.results import Difference, Results, by_seed, mious
 from bdd_seg.study.settings import Budget, Options, format_overrides
 
@@ -31,8 +31,8 @@ def write_report(results: Results, folder: Path) -> None:
     others = f' Runs were also made with {", ".join(sorted(elsewhere))}.' if elsewhere else ''
     parts += [f'Run with {machine}.{others}', '## Methods', methods_table(results)]
     if results.budgets():
-        plot_wall_clock(results, split, folder / 'wall_clock.png')
-        parts += [HOW_TO_READ, '![mIoU against minutes of training](wall_clock.png)']
+        plot_methods(results, split, folder / 'methods.png')
+        parts += [HOW_TO_READ, '![mIoU and minutes of training of each method](methods.png)']
     for budget in results.budgets():
         parts += _comparison(results, budget)
         if budget == 'iterations' and results.class_gains(split, budget):

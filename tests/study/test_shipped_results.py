@@ -25,7 +25,7 @@ def test_texts_hold_the_tables_of_the_results(file):
 def test_the_whole_report_follows_from_the_results(file, tmp_path):
     write_report(load_results(file), tmp_path)
     assert (tmp_path / 'report.md').read_bytes() == (file.parent / 'report.md').read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {'report.md', 'wall_clock.png', 'class_gain.png'}
+    assert {path.name for path in tmp_path.iterdir()} == {'report.md', 'methods.png', 'class_gain.png'}
 
 
 def test_the_page_of_results_is_the_one_that_the_script_makes():
