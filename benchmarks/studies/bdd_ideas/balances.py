@@ -1,4 +1,4 @@
-"""Two balances of BDD that were tried, class by class; ``benchmarks/studies/street_scenes_best_again.yaml`` compares them.
+"""Two balances of BDD, class by class, that ``benchmarks/studies/street_scenes_best_again.yaml`` compares.
 
 They are written in the plain forms, which take more memory than :class:`bdd_seg.losses.BDDLoss`.
 """
