@@ -103,6 +103,10 @@ def teacher_settings(name: str, checkpoint: str | None) -> dict[str, Any]:
         ConfigError: There is no such config, or its weights are not given, and none are published.
     """
     weights = {} if checkpoint is None else {'checkpoint': checkpoint}
+    if Path(name).suffix in ('.pth', '.pt', '.ckpt', '.safetensors'):
+        raise ConfigError(
+            f'TEACHER {name!r} is a checkpoint. Give the config that trained it, and --checkpoint {name}'
+        )
     if name.endswith('.py') or '::' in name:
         load_config(name)
         entry = published(name)

@@ -16,7 +16,7 @@ from mmengine.model import BaseTTAModel, ExponentialMovingAverage
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapperDict, ZeroRedundancyOptimizer
 from mmengine.registry import DefaultScope, Registry
 from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, WandbVisBackend
-from mmseg.models import EncoderDecoder
+from mmseg.models import CascadeEncoderDecoder, EncoderDecoder
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -24,6 +24,7 @@ from bdd_seg.cli.errors import reason
 from bdd_seg.cli.signatures import accepted_arguments, missing_arguments, unexpected_argument
 from bdd_seg.distill.segmentor import SegDistiller
 from bdd_seg.distill.settings import checked_losses, checked_teacher
+from bdd_seg.distill.student import DISTILLERS_KEYS
 from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.runtime.upstream.configs import walk
 from bdd_seg.teachers.mmseg import MMSegTeacher
@@ -133,7 +134,8 @@ def _find(settings: Mapping[str, Any], key: str, registry: Registry, default: st
     scope = settings.get('_scope_')
     kind = _look_up(name, registry, scope)
     if kind is None:
-        problem = _unknown(name, f'no {registry.name}', _names(registry, scope))
+        noun = 'loss' if 'loss' in key else registry.name
+        problem = _unknown(name, f'no {noun}', _names(registry, scope))
         raise ConfigError(f'{described(settings, key, default)}: {problem}')
     return kind
 
@@ -189,6 +191,10 @@ def _check_model(model: Any, key: str, train: bool) -> None:
     kind = _find(model, key, registries.MODELS)
     distils = _is_class(kind, SegDistiller)
     is_wrapper = _is_class(kind, BaseTTAModel)
+    given = [name for name in DISTILLERS_KEYS if name in model]
+    if _is_class(kind, EncoderDecoder) and unexpected_argument(kind, given):
+        distiller = 'CascadeSegDistiller' if _is_class(kind, CascadeEncoderDecoder) else 'SegDistiller'
+        raise ConfigError(f'{described(model, key)} takes no {given[0]}: write type={distiller!r} beside it')
     # A SegDistiller says itself which class a cascade needs.
     check_built(
         model,

@@ -96,9 +96,9 @@ def _count(parameters: Any) -> int:
 
 
 def weighted_kind(loss: nn.Module) -> str:
-    """Return a loss's class with its weight, if it has one, such as ``'3 × BDDLoss'``."""
+    """Return a loss's class with its weight, if it has one, such as ``'BDDLoss, weight 3'``."""
     weight, kind = getattr(loss, 'loss_weight', None), type(loss).__name__
-    return f'{weight:g} × {kind}' if isinstance(weight, int | float) else kind
+    return f'{kind}, weight {weight:g}' if isinstance(weight, int | float) else kind
 
 
 def own_parameters(loss: nn.Module) -> str:
@@ -114,7 +114,7 @@ def _losses(model: SegDistiller) -> list[tuple[str, str]]:
         if student_tap != teacher_tap:
             taps = f"{student_tap} and the teacher's {teacher_tap}"
         kind = weighted_kind(loss)
-        lines.append(('loss', f'{kind} (distill.{loss.loss_name}) on {taps}{own_parameters(loss)}'))
+        lines.append(('loss', f'{kind}, distill.{loss.loss_name}, on {taps}{own_parameters(loss)}'))
     if len(lines) > _LOSSES:
         names = [f'distill.{loss.loss_name}' for loss in model.distill_losses]
         lines[_LOSSES - 1 :] = [('losses', ', '.join(names[_LOSSES - 1 :]))]

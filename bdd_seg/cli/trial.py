@@ -119,7 +119,7 @@ def _loss_facts(model: SegDistiller, inputs: Tensor, samples: list[SegDataSample
         value = losses[f'distill.{name}']
         ours, theirs = shapes[name]
         maps = f"{student_tap} {ours} and the teacher's {teacher_tap} {theirs}"
-        facts.append((name, f'{weighted_kind(loss)} of {maps}{own_parameters(loss)}'))
+        facts.append((name, f'{weighted_kind(loss)}, of {maps}{own_parameters(loss)}'))
         text = f'{value.item():.3g} here'
         if own_norm:
             ratio = gradient_norm(value, parameters).item() / own_norm

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from bdd_seg.distill.arguments import taken
 from bdd_seg.errors import ConfigError, similar_to
+from bdd_seg.losses import DistillLoss
 
 CURVES = ('linear', 'cosine')
 SPAN = ('begin', 'end', 'curve', 'warmup')
@@ -24,10 +26,15 @@ def interpolate(
 
 
 def movable(loss: nn.Module) -> list[str]:
-    """Return the names of a loss's attributes that a schedule can move: numbers that are no whole ones."""
-    return [
-        name for name, value in vars(loss).items() if isinstance(value, float) and not name.startswith('_')
-    ]
+    """Return the names of a loss's numbers that a schedule can move: those that are no whole ones.
+
+    Of a ``DistillLoss`` they are arguments of its constructor.
+    """
+    if isinstance(loss, DistillLoss):
+        names = taken(type(loss))
+    else:
+        names = [name for name in vars(loss) if not name.startswith('_')]
+    return [name for name in names if isinstance(getattr(loss, name, None), float)]
 
 
 def check_movable(loss: nn.Module, name: str, key: str) -> None:

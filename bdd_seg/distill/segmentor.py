@@ -244,7 +244,11 @@ class SegDistiller(EncoderDecoder):
 
     def _require_teacher(self) -> None:
         if not self.teacher.is_built:
-            find_taps(self, [student_tap for student_tap, _ in self._taps])
+            for i, (student_tap, _) in enumerate(self._taps):
+                try:
+                    find_taps(self, [student_tap])
+                except ConfigError as error:
+                    raise ConfigError(f'model.distill_losses.{i}.student_tap: {error}') from error
             self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
             for name, reason in self._cannot_adapt.items():
                 raise ConfigError(

@@ -7,8 +7,9 @@ from typing import Any
 from mmseg.registry import MODELS
 from torch import nn
 
+from bdd_seg.distill.arguments import refused, taken
 from bdd_seg.distill.taps import tap_name
-from bdd_seg.errors import ConfigError
+from bdd_seg.errors import ConfigError, similar_to
 from bdd_seg.losses import DistillLoss
 
 DEFAULT_TEACHER = 'MMSegTeacher'
@@ -59,12 +60,18 @@ def build(settings: dict[str, Any], key: str) -> Any:
         return MODELS.build(settings)
     except ConfigError:
         raise
-    except (
-        ValueError,
-        TypeError,
-    ) as error:  # a wrong value, or an argument that its constructor does not have
+    except (ValueError, TypeError) as error:  # a wrong value, or an argument that it does not take
         kind = settings['type']
-        raise ConfigError(f'{key} ({getattr(kind, "__name__", kind)}): {error}') from error
+        where = f'{key} ({getattr(kind, "__name__", kind)})'
+        found = MODELS.get(kind) if isinstance(kind, str) else kind
+        unknown = refused(found, settings)
+        if unknown:
+            names = taken(found)
+            hint = similar_to(unknown[0], names, cutoff=0.4)
+            raise ConfigError(
+                f'{where} takes no argument {unknown[0]!r}; it takes {", ".join(names)}.{hint}'
+            ) from error
+        raise ConfigError(f'{where}: {error}') from error
 
 
 def check_losses(losses: Iterable[nn.Module], teacher: Any) -> None:

@@ -207,7 +207,12 @@ def _tap_error(model: nn.Module, name: str, problem: str) -> ConfigError:
 
 def nearby_modules(model: nn.Module, name: str, count: int = 6) -> list[str]:
     """Return module names like ``name``: similar ones, then children of its longest existing prefix."""
-    names = [module for module, _ in model.named_modules() if module]
+    # Neither losses nor lists of modules put out a map.
+    names = [
+        name
+        for name, module in model.named_modules()
+        if name and 'loss' not in name and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+    ]
     prefix = name
     while prefix and prefix not in names:
         prefix = prefix.rpartition('.')[0]

@@ -114,6 +114,7 @@ class Network:
         curves: Of its training, if its log was found.
         config: Its config as text, for the differences.
         command: That trained it, if known.
+        seed: Of its training, if known.
         note: Anything a reader should know.
     """
 
@@ -131,6 +132,7 @@ class Network:
     config: str = ''
     command: str = ''
     note: str = ''
+    seed: int | None = None
 
     @property
     def miou(self) -> float | None:

@@ -15,7 +15,7 @@ from bdd_seg.errors import first_line
 from bdd_seg.report.data import Network
 from bdd_seg.report.evaluate import Kept, Tally, evaluate, place
 from bdd_seg.report.images import ValidationSet
-from bdd_seg.report.runs import Run, config_text, normal_path, read_curves, train_command
+from bdd_seg.report.runs import Run, config_text, normal_path, read_curves, seed_of, train_command
 from bdd_seg.report.subjects import Subject
 from bdd_seg.study.machine import describe_machine
 
@@ -165,6 +165,7 @@ def _described(key: str, subject: Subject) -> Network:
         config='' if run.cfg is None else config_text(run.cfg),
         command='' if run.cfg is None else train_command(run),
         note=_joined(run.note, _unfinished(run), subject.manner),
+        seed=seed_of(run),
     )
 
 

@@ -145,7 +145,12 @@ def _caveat(report: Report) -> str:
     """Return the sentence on chance that a comparison of single runs needs."""
     if _several_seeds(report) or report.compared is None:
         return ''
-    return 'One run each: several seeds would tell how much of the difference is chance.'
+    return ' '.join(
+        [
+            'One run each: several seeds would tell how much of the difference is chance.',
+            *tables.differing_seeds(*report.compared),
+        ]
+    )
 
 
 def _several_seeds(report: Report) -> bool:

@@ -262,13 +262,24 @@ def with_roles(runs: Sequence[Run]) -> list[Run]:
 
 def _published_distilled(run: Run) -> bool:
     """Return whether a checkpoint outside of a work dir says that its network was distilled."""
-    if run.work_dir is not None or run.checkpoint is None or run.checkpoint.suffix != '.pth':
-        return False
+    return run.work_dir is None and bool(_checkpoint_meta(run).get('distilled'))
+
+
+def seed_of(run: Run) -> int | None:
+    """Return the seed of the training that wrote a run's checkpoint, None where it does not say."""
+    seed = _checkpoint_meta(run).get('seed')
+    return seed if isinstance(seed, int) else None
+
+
+def _checkpoint_meta(run: Run) -> Mapping[str, Any]:
+    """Return what a checkpoint says of itself, empty where there is none that can be read."""
+    if run.checkpoint is None or run.checkpoint.suffix != '.pth':
+        return {}
     try:
         meta = load_checkpoint(run.checkpoint).get('meta')
     except ConfigError:  # told when it is evaluated
-        return False
-    return isinstance(meta, Mapping) and bool(meta.get('distilled'))
+        return {}
+    return meta if isinstance(meta, Mapping) else {}
 
 
 def teacher_settings(run: Run) -> dict[str, Any]:

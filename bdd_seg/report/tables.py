@@ -94,6 +94,16 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f'{value:,.{max(0, digits - 1 - power)}f}'.replace('-', '−')
 
 
+def differing_seeds(first: Network, second: Network) -> list[str]:
+    """Return a sentence on the seeds of two trainings, none where they are equal or not known."""
+    if first.seed is None or second.seed is None or first.seed == second.seed:
+        return []
+    return [
+        f'Their seeds differ ({first.seed} and {second.seed}), and so do their first weights and random '
+        'crops. Give both trainings one, --cfg-options randomness.seed=0, for a fair pair.'
+    ]
+
+
 def verdict(report: Report) -> str:
     """Return the sentence that says whether distillation helped, or how else the two compared differ.
 

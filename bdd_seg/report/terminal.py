@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bdd_seg.report.data import Network, Report
+from bdd_seg.report.tables import differing_seeds
 
 _CLASSES, _CONFUSIONS, _CONFIG_LINES = 5, 3, 6
 
@@ -91,6 +92,7 @@ def _lines(report: Report, first: Network, second: Network) -> Iterator[str]:
     yield 'latency: the network on one prepared image, without the resize of its logits'
     if first.evaluation is None or second.evaluation is None:
         return
+    yield from differing_seeds(first, second)
     gains = second.evaluation.ious - first.evaluation.ious
     order = [int(number) for number in np.argsort(-gains, kind='stable') if np.isfinite(gains[number])]
     for title, numbers in (

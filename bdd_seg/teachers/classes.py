@@ -38,7 +38,7 @@ def check_number_of_classes(own: int, student: int, teacher: str) -> None:
         raise ConfigError(
             f'the teacher ({teacher}) predicts {own} classes, the student {student}. Teacher '
             'and student must be trained for the same classes, or give teacher.class_map: name of a '
-            "teacher's class → name of the student's"
+            "teacher's class → name of the student's. bdd-seg new writes the config of a pair with such a map"
         )
 
 

@@ -59,7 +59,7 @@ def test_the_config_trains_and_the_lines_tell_what_was_chosen(make, tiny_configs
     model = build(cfg)
     assert model.loss(*batch)['distill.loss_bdd'].isfinite()
     maps = 'decode_head.conv_seg (2, 19, 4, 8)'
-    assert f"loss_bdd    3 × BDDLoss of {maps} and the teacher's {maps}" in printed
+    assert f"loss_bdd    BDDLoss, weight 3, of {maps} and the teacher's {maps}" in printed
     assert 'its gradient is' in printed and "its images  the student's" in printed
     assert printed.splitlines()[-1].startswith('Train with: bdd-seg train')
 
@@ -89,7 +89,7 @@ class Unweighted(nn.Module):
 
 def test_a_loss_of_ones_own_needs_no_weight(make):
     printed, _ = make(NETWORK, '--loss', 'Unweighted')
-    assert 'loss_unweighted Unweighted of decode_head.conv_seg (2, 19, 4, 8) and' in printed
+    assert 'loss_unweighted Unweighted, of decode_head.conv_seg (2, 19, 4, 8) and' in printed
 
 
 def test_other_classes_get_a_map(make, tiny_configs, tmp_path):
@@ -124,7 +124,7 @@ def test_a_student_that_recomputes_activations(make, tiny_configs, tmp_path):
     text = 'model = dict(backbone=dict(with_cp=True))'
     printed, cfg = make(NETWORK, student=changed(tiny_configs, tmp_path, text))
     assert cfg.model.backbone.with_cp
-    assert 'loss_bdd    3 × BDDLoss' in printed
+    assert 'loss_bdd    BDDLoss, weight 3' in printed
     assert 'its gradient is' not in printed  # that of one loss alone cannot be computed
 
 
@@ -186,6 +186,10 @@ def test_a_cascade_gets_its_distiller(make, tiny_configs, tmp_path):
                 'backbone.layer9',
             ],
             "'backbone.layer9' names no module",
+        ),
+        (
+            lambda p: [p['checkpoint'], p['student']],
+            'is a checkpoint. Give the config that trained it, and --checkpoint',
         ),
     ],
 )

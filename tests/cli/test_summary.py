@@ -32,7 +32,7 @@ def test_a_start_prints_what_runs_and_nothing_else(tiny_configs, scenes, tmp_pat
     assert told == {
         'student': f'EncoderDecoder of ResNetV1c and PSPHead, {millions(build(tiny_configs["student"]))}',
         'teacher': f"teacher.py, {tiny_configs['checkpoint']}, {millions(teacher)}, the student's precision",
-        'loss': '3 × BDDLoss (distill.loss_bdd) on decode_head.conv_seg of both',
+        'loss': 'BDDLoss, weight 3, distill.loss_bdd, on decode_head.conv_seg of both',
         'data': f'CityscapesDataset in {scenes}, 8 images, batch size 2 × 1 process',
         'iterations': '1 to 2, seed 0',
         'device': 'CPU, 1 thread',
@@ -76,8 +76,8 @@ def test_many_losses_share_a_line(runner):
     lines = summarize(runner('distilled', **{'model.distill_losses': losses}), train=True)
     assert len(lines) == 10
     assert [line.split(maxsplit=1)[1] for line in lines[2:5]] == [
-        '0.5 × BDDLoss (distill.loss_0) on decode_head.conv_seg of both',
-        "0.5 × BDDLoss (distill.loss_1) on backbone.layer4 and the teacher's backbone.layer3, "
+        'BDDLoss, weight 0.5, distill.loss_0, on decode_head.conv_seg of both',
+        "BDDLoss, weight 0.5, distill.loss_1, on backbone.layer4 and the teacher's backbone.layer3, "
         'with 2,048 parameters of its own',
         'distill.loss_2, distill.loss_3, distill.loss_4',
     ]

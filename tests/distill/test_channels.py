@@ -125,7 +125,10 @@ def test_a_tap_that_is_none_is_named(monkeypatch, tiny_configs, tmp_path):
         "                                  teacher_tap='backbone.layer4')])\n"
     )
     message = complaint(monkeypatch, TEST.with_name('train.py'), config, '--work-dir', tmp_path / 'run')
-    assert message.startswith("error: tap 'backbone.layer5' names no module") and 'backbone.layer4' in message
+    assert (
+        message.startswith("error: model.distill_losses.0.student_tap: tap 'backbone.layer5' names no")
+        and 'backbone.layer4' in message
+    )
 
 
 def test_a_network_that_computes_with_its_input_needs_them_given(tiny_configs):

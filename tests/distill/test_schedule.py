@@ -52,7 +52,10 @@ def test_warm_up_grows_from_zero_to_the_whole_loss():
     'schedule, message',
     [
         (['reverse_weight'], r'here must be a dict such as dict\(reverse_weight=\(0.0, 1.0\)\), got'),
-        ({'beta': (0, 1)}, "here: BDDLoss has no number 'beta'; it has .*loss_weight.*reverse_weight"),
+        (
+            {'beta': (0, 1)},
+            "here: BDDLoss has no number 'beta'; it has tau_forward, .*reverse_weight, loss_weight",
+        ),
         ({'domain': (0, 1)}, "no number 'domain'"),
         ({'standardize': (0, 1)}, "no number 'standardize'"),
         ({'reverse_weight': 1.0}, r'here.reverse_weight must be two numbers, .* got 1.0'),

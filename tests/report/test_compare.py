@@ -27,6 +27,7 @@ def runs(tiny_configs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('runs')
     write_run(folder / 'alone', tiny_configs['student'], seed=1)
     write_run(folder / 'distilled', tiny_configs['distilled'], seed=2)
+    write_run(folder / 'twin', tiny_configs['distilled'], seed=1)
     return folder
 
 
@@ -69,6 +70,8 @@ def test_twenty_lines(printed, runs):
     assert f'lost most: {report.classes[worst]} −{-gains[worst]:.1f}' in text
     assert "  − model.type = 'EncoderDecoder'\n  + model.type = 'SegDistiller'" in text
     assert 'configs: 5 lines differ (− A, + B)' in text
+    assert 'Their seeds differ (1 and 2)' in text and 'randomness.seed=0' in text
+    assert 'seeds differ' not in printed(runs / 'alone', runs / 'twin')
     assert len(text.splitlines()) <= 26
 
 
@@ -142,7 +145,7 @@ def test_wrong_inputs(monkeypatch, runs, tiny_configs, tmp_path):
     alone = runs / 'alone'
     assert 'A and B are the same network' in complaint(monkeypatch, TOOL, alone, alone)
     message = complaint(monkeypatch, TOOL, runs, alone)
-    assert 'holds 2 networks, and two are compared. Give one of' in message and f"'{alone}'" in message
+    assert 'holds 3 networks, and two are compared. Give one of' in message and f"'{alone}'" in message
     begun = write_run(tmp_path / 'begun', tiny_configs['student'], None)
     assert 'has no checkpoint yet: there is nothing to compare' in complaint(monkeypatch, TOOL, alone, begun)
     (tmp_path / 'model.onnx').write_bytes(b'')

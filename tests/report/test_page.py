@@ -119,7 +119,9 @@ def test_headline_has_the_networks_the_gain_and_the_gap():
         ['A', 'Student alone', '73.86', '–', '85.00', '–', '12.8', '54.5', '8.71'],
         ['D', 'Distilled student', '81.82', '–', '90.00', '–', '–', '–', '–'],
     ]
-    assert 'One run each' in render(report)
+    assert 'One run each' in render(report) and 'seeds differ' not in render(report)
+    numbered = [replace(network, seed=i) for i, network in enumerate(report.networks)]
+    assert 'Their seeds differ (1 and 2)' in render(replace(report, networks=numbered))
 
 
 def test_a_study_of_one_seed_tells_nothing_of_the_spread(report):

@@ -24,7 +24,8 @@ def write_run(folder: Path, cfg: Config | Path, iteration: int | None = 6, seed:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             weights = build(plain_config(cfg)).state_dict()
-        torch.save({'state_dict': weights, 'meta': {'iter': iteration}}, folder / f'iter_{iteration}.pth')
+        meta = {'iter': iteration, 'seed': seed}
+        torch.save({'state_dict': weights, 'meta': meta}, folder / f'iter_{iteration}.pth')
     return folder
 
 

@@ -261,6 +261,37 @@ OVERRIDES = [
         config='distilled',
     ),
     Case(
+        'a tap of the student that is not there',
+        "model.distill_losses.0.student_tap: tap 'decode_head.conv_sge' names no .*decode_head.conv_seg",
+        options=['model.distill_losses.0.student_tap=decode_head.conv_sge'],
+        config='distilled',
+    ),
+    Case(
+        'an argument that another loss has',
+        r"model.distill_losses.0 \(BDDLoss\) takes no argument 'tau'; it takes domain, tau_forward, "
+        '.*mask_ignored.* Did you mean .*tau_forward',
+        options=['model.distill_losses.0.tau=2.0'],
+        config='distilled',
+    ),
+    Case(
+        'an argument that no loss has',
+        r"model.distill_losses.0 \(BDDLoss\) takes no argument 'softness'; it takes domain, tau_forward",
+        options=['model.distill_losses.0.softness=2.0'],
+        config='distilled',
+    ),
+    Case(
+        'a misspelt loss',
+        r"model.distill_losses.0 \(BDLoss\): no loss is called 'BDLoss'. Did you mean BDDLoss",
+        options=['model.distill_losses.0.type=BDLoss'],
+        config='distilled',
+    ),
+    Case(
+        'a teacher without a distiller',
+        r"model \(EncoderDecoder\) takes no teacher: write type='SegDistiller' beside it",
+        options=['model.type=EncoderDecoder'],
+        config='distilled',
+    ),
+    Case(
         'a cache that is not there',
         "'/nowhere' is no cache of a teacher",
         options=['model.teacher.type=CachedTeacher', 'model.teacher.cache=/nowhere'],
