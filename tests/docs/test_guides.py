@@ -10,11 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers import ROOT, TRAIN, logged
+import torch
+from helpers import ROOT, TRAIN, build, logged
 from mmengine.config import Config
 from warm_python import warm_python
 
 from bdd_seg.datasets.camvid import CamVidDataset
+from bdd_seg.runtime.upstream.configs import load_config
 
 DOCS = ROOT / 'docs'
 
@@ -35,7 +37,7 @@ randomness = dict(seed=0)
 
 
 @pytest.mark.parametrize(
-    'guide', ['own_data', 'more_channels', 'write_a_loss', 'write_a_teacher', 'cityscapes_camvid']
+    'guide', ['own_data', 'more_channels', 'write_a_loss', 'write_a_teacher', 'cityscapes_camvid', 'own_pair']
 )
 def test_the_guides_show_the_files(guide):
     folder = DOCS / 'examples' / guide
@@ -101,6 +103,21 @@ def test_more_channels(garden, teacher):
     assert len(records) == 1
     assert all(record['distill.loss_bdd'] > 0 and record['decode.loss_ce'] > 0 for record in records)
     assert cfg.model.backbone.in_channels == 5 and cfg.model.teacher.channels == [0, 1, 2]
+
+
+def test_the_narrow_student():
+    cfg = load_config(DOCS / 'examples/own_pair/narrow_student.py')
+    assert (cfg.train_dataloader.dataset.type, cfg.train_cfg.max_iters) == ('CamVidDataset', 20_000)
+    student = build(cfg).eval()
+    features = student.backbone(torch.zeros(1, 3, 64, 96))
+    assert [feature.shape[1] for feature in features] == [32, 64, 128, 256]
+    assert student.encode_decode(torch.zeros(1, 3, 64, 96), [{'img_shape': (64, 96)}]).shape == (
+        1,
+        11,
+        64,
+        96,
+    )
+    assert student.auxiliary_head(features).shape == (1, 11, 8, 12)
 
 
 def test_the_conversion_of_camvid(tmp_path):
