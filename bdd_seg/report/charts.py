@@ -120,7 +120,7 @@ def level_chart(
             trace['marker'] |= {'size': 9, 'symbol': _SYMBOLS[len(traces) % len(_SYMBOLS)]}
         traces.append(trace)
     layout = _class_layout(names)
-    layout['xaxis'] |= {'range': [0, 101], 'title': {'text': '%'}}
+    layout['xaxis'] |= {'range': [-2, 101], 'title': {'text': '%'}}
     layout['yaxis'] |= {'showgrid': len(levels) > 1}
     if len(levels) > 1:
         layout |= _legend(layout)
