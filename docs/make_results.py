@@ -6,8 +6,8 @@ python docs/make_results.py
 from pathlib import Path
 
 from bdd_seg.study.plots import BUDGET_TITLES
-from bdd_seg.study.report import HOW_TO_READ, main_table, sentence
-from bdd_seg.study.results import Results, load_results
+from bdd_seg.study.report import HOW_TO_READ, main_table, markdown, mean_and_sd, sentence
+from bdd_seg.study.results import Results, load_results, mious
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / 'benchmarks/studies'
@@ -36,6 +36,7 @@ def page() -> str:
     parts = [MARK, '# Results', INTRODUCTION, HOW_TO_READ]
     for file in sorted(STUDIES.glob('*/results.json')):
         parts += study(load_results(file), file.parent.name)
+    parts += together('methods_street_scenes', 'street_scenes_best_again')
     return '\n\n'.join([*parts, NOT_MEASURED]) + '\n'
 
 
@@ -47,6 +48,41 @@ def study(results: Results, name: str) -> list[str]:
         parts += [f'**{BUDGET_TITLES[budget].capitalize()}.**', main_table(results, budget)]
         parts += [f'- {line}' for line in against_cwd(results, budget)]
     return parts
+
+
+def together(*names: str) -> list[str]:
+    """Return the part on the methods that several studies have in common, with all their seeds."""
+    studies = [load_results(STUDIES / name / 'results.json') for name in names]
+    trained = [one.finished('iterations').keys() for one in studies]
+    first, common = studies[0], {*trained[0]}.intersection(*trained[1:])
+    results = first.model_copy(
+        update={
+            'methods': {name: about for name, about in first.methods.items() if name in common},
+            'runs': [run for one in studies for run in one.runs],
+        }
+    )
+    gains = results.differences('iterations', 'test', 'alone')
+    others = results.differences('iterations', 'test', 'bdd-channel')
+    rows = [
+        [
+            results.label(method),
+            mean_and_sd(mious(runs, 'test')),
+            gains[method].reversed().cell() if method in gains else '',
+            others[method].cell() if method in others else '',
+            str(len(runs)),
+        ]
+        for method, runs in results.finished('iterations').items()
+    ]
+    header = ['method', 'test mIoU', '− student alone', 'BDD − it', 'seeds']
+    against = others['cwd']
+    return [
+        '## Street scenes, both studies together',
+        'The methods that two studies have in common, at the same settings: seeds 0 to 2 '
+        'with one teacher, the others with a second one. Pairs have the same seed and teacher.',
+        *(f'- [{name}](../benchmarks/studies/{name}/report.md)' for name in names),
+        markdown(header, 'lrrrr', rows),
+        f'BDD against CWD: {against}, adjusted p {against.p_value:.2f}.',
+    ]
 
 
 def against_cwd(results: Results, budget: str) -> list[str]:

@@ -115,7 +115,10 @@ def test_links_of_the_table_are_https():
         assert link.startswith('https://'), link
 
 
-REPORTS = ''.join(file.read_text() for file in (ROOT / 'benchmarks/studies').glob('*/report.md'))
+REPORTS = ''.join(
+    file.read_text()
+    for file in [*(ROOT / 'benchmarks/studies').glob('*/report.md'), ROOT / 'docs/results.md']
+)
 
 
 def figures(file: Path) -> list[str]:
