@@ -1,6 +1,5 @@
 """The files that the guides show are those of docs/examples, and they train."""
 
-import json
 import os
 import re
 import subprocess
@@ -139,18 +138,3 @@ def test_the_conversion_of_camvid(tmp_path):
         (sample,) = dataset
         assert sample['img'].shape == (3, 4, 3)
         assert sample['gt_seg_map'].flatten().tolist() == [*range(11), 255]
-
-
-def test_the_table_of_the_run_with_unlabelled_images():
-    runs = json.loads((ROOT / 'benchmarks/results/camvid_60_labels.json').read_text())['runs']
-    text = (DOCS / 'unlabelled.md').read_text()
-    rows = {
-        'teacher': 'teacher, 60 labelled',
-        'alone': 'student alone, 60 labelled',
-        'distilled': 'BDD, 60 labelled',
-        'unlabelled': 'BDD, 60 labelled and 307 unlabelled',
-    }
-    for method, label in rows.items():
-        scores = [run['scores']['test']['mIoU'] for run in runs if run['method'] == method]
-        cells = [*scores, np.mean(scores)] if len(scores) > 1 else scores
-        assert f'| {label} | {" | ".join(f"{score:.1f}" for score in cells)} |' in text
