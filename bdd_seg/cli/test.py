@@ -1,7 +1,8 @@
 """Evaluate a segmentor, distilled or plain. The flags are those of mmseg's own tools/test.py.
 
-A file of bdd-seg export is evaluated in the same way: bdd-seg test MODEL.onnx --config CONFIG. A .pt2 is a
-program, which can run any code: load only those you trust.
+A work dir can be given alone, for its config and its latest checkpoint, and so can a checkpoint with its
+config beside it. A file of bdd-seg export is evaluated in the same way: bdd-seg test MODEL.onnx --config CONFIG.
+A .pt2 is a program, which can run any code: load only those you trust.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from bdd_seg.cli.arguments import add_config_arguments, make_folder
 from bdd_seg.cli.errors import one_line_errors
 from bdd_seg.cli.steps import build_runner, prepare
 from bdd_seg.deploy.exported import SUFFIXES, ExportedFile, segmentor_for
+from bdd_seg.deploy.load import find_pair
 from bdd_seg.distill.student import plain_model
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.guards.data import class_names
@@ -48,13 +50,10 @@ def parse_args() -> argparse.Namespace:
         args.config, args.checkpoint = args.config_of, args.config
     elif args.config_of is not None:
         parser.error('--config is for an exported file that is given alone, as in MODEL.onnx --config CONFIG')
+    elif args.checkpoint is None and Path(args.config).suffix in SUFFIXES:
+        parser.error(f'{args.config} needs its config: --config CONFIG')
     elif args.checkpoint is None:
-        exported = Path(args.config).suffix in SUFFIXES
-        parser.error(
-            f'{args.config} needs its config: --config CONFIG'
-            if exported
-            else 'the following arguments are required: checkpoint'
-        )
+        args.config, args.checkpoint = find_pair(args.config)
     return args
 
 

@@ -193,7 +193,6 @@ def test_another_data_set_than_the_files(exported, student, tmp_path, monkeypatc
     'arguments, message',
     [
         (['x.onnx'], 'x.onnx needs its config: --config CONFIG'),
-        (['x.py'], 'the following arguments are required: checkpoint'),
         (['x.py', 'x.onnx', '--config', 'x.py'], '--config is for an exported file that is given alone'),
     ],
 )
@@ -201,6 +200,11 @@ def test_lines_of_test_that_lack_something(monkeypatch, capsys, arguments, messa
     with pytest.raises(SystemExit):
         run(monkeypatch, test, *arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_config_alone_and_a_work_dir_without_a_checkpoint(student, monkeypatch, tmp_path):
+    assert f'{student[0]} is a config: give the checkpoint, too' in complaint(monkeypatch, TEST, student[0])
+    assert 'holds no checkpoint iter_*.pth' in complaint(monkeypatch, TEST, tmp_path)
 
 
 def test_a_file_that_is_missing(student, monkeypatch, tmp_path):

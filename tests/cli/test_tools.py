@@ -68,6 +68,8 @@ def test_both_configs_evaluate_alike(trained, tiny_configs, tmp_path):
     assert results[0] == results[1]
     own = run(MMSEG_TOOLS / 'test.py', tiny_configs['distilled'], checkpoint, '--work-dir', tmp_path)
     assert miou(own) == results[0]
+    for alone in (trained, checkpoint):  # with the config that the training left there
+        assert miou(run(TEST, alone, '--work-dir', tmp_path)) == results[0]
 
 
 def test_mmsegs_own_tool_trains_the_same(trained, tiny_configs, tmp_path):
