@@ -1,8 +1,8 @@
 """Evaluate a segmentor, distilled or plain. The flags are those of mmseg's own tools/test.py.
 
 A work dir can be given alone, for its config and its latest checkpoint, and so can a checkpoint with its
-config beside it. A file of bdd-seg export is evaluated in the same way: bdd-seg test MODEL.onnx --config CONFIG.
-A .pt2 is a program, which can run any code: load only those you trust.
+config beside it. A file of bdd-seg export is evaluated in the same way: bdd-seg test MODEL.onnx --config
+CONFIG. A .pt2 is a program, which can run any code: load only those you trust.
 """
 
 import argparse

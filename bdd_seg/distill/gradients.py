@@ -11,33 +11,42 @@ from torch import Tensor, nn
 
 from bdd_seg.errors import ConfigError
 
+_SCALES = (2.0**16, 2.0**8, 1.0)  # GradScaler begins with the first; powers of two round nothing
+
 
 def gradient_norm(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the L2 norm of a loss's gradient in the parameters, a scalar. The graph is kept.
+
+    The loss is scaled up for it, as far as no gradient overflows: in float16 small ones would become 0.
 
     Raises:
         ConfigError: The network recomputes activations, which allows no gradient apart from the step's.
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    norm, scale = loss.detach().float() * 0, 1.0
     if not loss.requires_grad:
-        return loss.detach() * 0
-    try:
-        found = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        raise ConfigError(
-            'model.balance_gradients: the gradient of one loss cannot be computed apart from the others. '
-            f'Switch activation checkpointing off (with_cp=False), or give weights instead. ({error})'
-        ) from error
-    squares = [gradient.float().square().sum() for gradient in found if gradient is not None]
-    return torch.stack(squares).sum().sqrt() if squares else loss.detach() * 0
+        return norm
+    for scale in _SCALES:
+        scaled = scale * loss.float()
+        try:
+            found = torch.autograd.grad(scaled, wanted, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            raise ConfigError(
+                'model.balance_gradients: the gradient of one loss cannot be computed apart from the others. '
+                f'Switch activation checkpointing off (with_cp=False), or give weights instead. ({error})'
+            ) from error
+        squares = [gradient.float().square().sum() for gradient in found if gradient is not None]
+        norm = torch.stack(squares).sum().sqrt() if squares else norm
+        if norm.isfinite():
+            break
+    return norm / scale
 
 
 class GradientBalance:
     """Chooses, once, a factor for each loss by the norm of its gradient.
 
     The norm is that in the student's parameters and in those of the loss's own layers, which a large factor
-    could make diverge. It is meant for float32 and bfloat16: in float16 small gradients become 0 here, before
-    ``GradScaler`` could scale them.
+    could make diverge.
 
     Args:
         ratio: The norm that each loss's gradient shall have, as a multiple of that of the student's own loss.

@@ -33,6 +33,18 @@ def test_the_norm_is_that_of_all_parameters_gradients():
     assert weights[0].grad.tolist() == [3, 0]
 
 
+@pytest.mark.parametrize('gradient', [2.0**-30, 2.0**-20, 1.0, 2.0**10])
+def test_a_norm_is_right_in_float16_too(gradient):
+    weight = nn.Parameter(torch.ones(4))
+    loss = gradient * weight.half().float().sum()
+    assert gradient_norm(loss, [weight]).item() == 2 * gradient  # 2**-30 is 0 in float16
+
+
+def test_a_norm_that_is_not_finite_stays_so():
+    weight = nn.Parameter(torch.ones(1))
+    assert gradient_norm(float('inf') * weight.sum(), [weight]).item() == float('inf')
+
+
 def test_factors_bring_each_norm_to_the_ratio():
     weight = nn.Parameter(torch.ones(4))
     losses = {'a': 10 * weight.sum(), 'b': 0.1 * weight.sum()}
