@@ -90,6 +90,11 @@ def parse_args() -> argparse.Namespace:
         metavar='POINTS',
         help='mIoU that --int8 may lose: the layers that lose most stay in float (default: 0.5)',
     )
+    parser.add_argument(
+        '--reduce-range',
+        action='store_true',
+        help='use 7 of the 8 bits, for x86 processors without VNNI, which cut large sums off',
+    )
     parser.add_argument('--cfg-options', nargs='+', action=Options, help='override settings of the config')
     parser.add_argument(
         '--verbose', action='store_true', default=is_verbose(), help='show all warnings of the libraries'
@@ -140,6 +145,8 @@ def check_flags(args: argparse.Namespace, out: Path) -> None:
         for flag in ('shape', 'dynamic', 'with_preprocessing', 'labels', 'images'):
             if getattr(args, flag):
                 raise ConfigError(f'--{flag.replace("_", "-")} is for .onnx and .pt2: weights are no program')
+    if args.reduce_range and args.int8 is None:
+        raise ConfigError('--reduce-range is for --int8. Give that flag, too')
     if args.int8 is not None and out.suffix != '.onnx':
         raise ConfigError(f'--int8 is for .onnx, not for {args.out!r}')
     if not args.max_drop >= 0:
@@ -174,11 +181,15 @@ def export(args: argparse.Namespace, trained: Trained, out: Path) -> None:
     if args.int8 is None and out.suffix == '.onnx' and int8_file(out).exists():
         print(f'{int8_file(out)} is of an earlier export')
     if args.int8 is not None:
-        quantize_and_compare(trained, exported, calibration, validation, args.max_drop)
+        quantize_and_compare(trained, exported, calibration, validation, args)
 
 
 def quantize_and_compare(
-    trained: Trained, exported: Exported, images: PreparedImages, validation: Validation, max_drop: float
+    trained: Trained,
+    exported: Exported,
+    images: PreparedImages,
+    validation: Validation,
+    args: argparse.Namespace,
 ) -> None:
     """Write the file in 8 bits beside the float one, and print a table of both and of torch.
 
@@ -191,7 +202,9 @@ def quantize_and_compare(
     def evaluate(tried: Path, name: str) -> float:
         return validation.miou(MODELS.build(segmentor_for(tried, trained.cfg)), name)
 
-    result = quantize(file, int8_file(file), network, images, evaluate, max_drop)
+    result = quantize(
+        file, int8_file(file), network, images, evaluate, args.max_drop, reduce_range=args.reduce_range
+    )
     print(result)
     miou = validation.miou(trained.model, 'torch')
     image = torch.from_numpy(next(as_inputs(network, images)))

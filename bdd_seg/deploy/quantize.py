@@ -131,6 +131,7 @@ def quantize(
     evaluate: Callable[[Path, str], float],
     max_drop: float,
     tell: Callable[[str], Any] = print,
+    reduce_range: bool = False,
 ) -> Quantized:
     """Quantise a float file, and leave its most sensitive layers in float until the mIoU is high enough.
 
@@ -142,6 +143,7 @@ def quantize(
         evaluate: Returns the mIoU in percent of a file; the text names it to the user.
         max_drop: Points of mIoU that may be lost.
         tell: Called with a line for each step.
+        reduce_range: As for :class:`~bdd_seg.deploy.quantizable.QuantizableGraph`.
 
     Raises:
         ConfigError: onnx or onnxruntime is missing, an image cannot be read, or more is lost even with half
@@ -152,7 +154,7 @@ def quantize(
         out.unlink()
         tell(f'removed {out}, which was there before')
     tell(f'calibrating on {len(images)} images')
-    graph = QuantizableGraph(file, as_inputs(network, images), len(images))
+    graph = QuantizableGraph(file, as_inputs(network, images), len(images), reduce_range)
     inputs = list(as_inputs(network, (images[i] for i in spread(range(len(images)), _AGREEMENT_IMAGES))))
     expected = run(file, inputs)
     float_miou = evaluate(file, 'the float file')

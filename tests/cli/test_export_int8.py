@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import small_network
 import torch
@@ -28,11 +30,12 @@ def student(tiny_configs, tmp_path_factory) -> tuple[Path, Path]:
     return config, folder / 'student.pth'
 
 
-def test_the_table_of_all_forms(student, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('flags, largest', [((), 127), (('--reduce-range',), 64)])
+def test_the_table_of_all_forms(flags, largest, student, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(latency, '_WARM_UP', 1)
     monkeypatch.setattr(latency, '_MOST', 2)
     out = tmp_path / 'x.onnx'
-    shape = ('--shape', '48', '96', '--num-images', '1', '--max-drop', '100', '--int8')
+    shape = ('--shape', '48', '96', '--num-images', '1', '--max-drop', '100', *flags, '--int8')
     monkeypatch.setattr(sys, 'argv', ['export', *map(str, (*student, out)), *shape])
     export.main()
     printed = capsys.readouterr().out
@@ -46,6 +49,8 @@ def test_the_table_of_all_forms(student, tmp_path, monkeypatch, capsys):
     assert f'{small}: mIoU {int8_miou:.2f}, {onnx_miou:.2f} in float' in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ['x.int8.onnx', 'x.onnx']
     own, other = (ExportedFile(file) for file in (out, small))
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(small).graph.initializer]
+    assert max(np.abs(w.astype(int)).max() for w in weights if w.dtype == np.int8 and w.ndim == 4) == largest
     image = torch.randn(1, 3, 48, 96, generator=torch.Generator().manual_seed(0))
     assert own.about == other.about and own.about.size == (48, 96)
     assert 0 < (own(image) - other(image)).abs().mean() < 0.05 * own(image).abs().max()
@@ -58,6 +63,7 @@ def test_wrong_flags(student, tmp_path, monkeypatch):
     assert '--int8 is for .onnx' in error(tmp_path / 'x.pt2', '--int8')
     assert '--int8 is for .onnx' in error(tmp_path / 'x.safetensors', '--int8')
     out = tmp_path / 'x.onnx'
+    assert '--reduce-range is for --int8' in error(out, '--reduce-range')
     assert '--max-drop must be at least 0' in error(out, '--int8', '--max-drop', '-1')
     assert '--max-drop must be at least 0' in error(out, '--int8', '--max-drop', 'nan')
     assert 'missing' in error(out, '--int8', tmp_path / 'missing')
