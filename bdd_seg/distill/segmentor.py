@@ -17,7 +17,7 @@ from bdd_seg.distill.diagnostics import logit_diagnostics, without_padding
 from bdd_seg.distill.gradients import GradientBalance
 from bdd_seg.distill.schedule import Schedule
 from bdd_seg.distill.settings import build, check_losses, checked_losses, checked_teacher
-from bdd_seg.distill.taps import LOGITS, Tap, check_map, default_tap, find_taps, last_head
+from bdd_seg.distill.taps import LOGITS, Tap, check_map, check_taps, default_tap, last_head
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses.base import DistillLoss
 from bdd_seg.losses.pair import Pair, align, resize_nearest
@@ -245,10 +245,7 @@ class SegDistiller(EncoderDecoder):
     def _require_teacher(self) -> None:
         if not self.teacher.is_built:
             for i, (student_tap, _) in enumerate(self._taps):
-                try:
-                    find_taps(self, [student_tap])
-                except ConfigError as error:
-                    raise ConfigError(f'model.distill_losses.{i}.student_tap: {error}') from error
+                check_taps(self, [student_tap], f'model.distill_losses.{i}.student_tap')
             self.teacher.build(self, [teacher_tap for _, teacher_tap in self._taps])
             for name, reason in self._cannot_adapt.items():
                 raise ConfigError(

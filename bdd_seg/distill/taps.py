@@ -102,6 +102,18 @@ class Tap:
             self._outputs[tap] = output
 
 
+def check_taps(model: nn.Module, taps: Iterable[str], owner: str) -> None:
+    """Check that taps name something in a network.
+
+    Raises:
+        ConfigError: As :func:`find_taps`. The message begins with ``owner``, whose taps they are.
+    """
+    try:
+        find_taps(model, taps)
+    except ConfigError as error:
+        raise ConfigError(f'{owner}: {error}') from error
+
+
 def find_taps(
     model: nn.Module, taps: Iterable[str], read: Callable[[str, Any], Any] | None = None
 ) -> dict[str, MapOf]:

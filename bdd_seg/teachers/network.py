@@ -13,7 +13,7 @@ from mmseg.models import BaseSegmentor
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
-from bdd_seg.distill.taps import LOGITS, check_map
+from bdd_seg.distill.taps import LOGITS, check_map, check_taps
 from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.runtime.upstream import bfloat16
 from bdd_seg.runtime.upstream.checkpoints import weights_digest
@@ -193,6 +193,7 @@ class NetworkTeacher(Teacher):
         wanted = {tap or self.logits_tap for tap in taps}
         if self.logits_tap:  # for the accuracy, wanted or not
             wanted.add(self.logits_tap)
+        check_taps(facts.model, wanted - {LOGITS}, f'teacher ({self.describe()})')
         self._source = Normalisation.of(student.data_preprocessor)
         self._facts = facts
         if self.record is not None:  # now, since BatchNorm is folded before the first answer

@@ -84,7 +84,9 @@ def test_other_taps(tiny_configs, student, batch):
     outputs = teacher(batch[0]).maps
     torch.testing.assert_close(outputs['backbone.layer4'], teacher.model.extract_feat(batch[0])[3])
     assert set(outputs) == {'backbone.layer4', LOGITS}
-    with pytest.raises(ConfigError, match=r"'backbone.layer5' names no module.*backbone\.layer4"):
+    with pytest.raises(
+        ConfigError, match=r"^teacher \(.*\): tap 'backbone.layer5' names no module.*backbone\.layer4"
+    ):
         teacher.build(student, ['backbone.layer5'])
 
 

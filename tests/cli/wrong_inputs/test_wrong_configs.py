@@ -256,7 +256,7 @@ OVERRIDES = [
     ),
     Case(
         'a tap that is not there',
-        "tap 'decode_head.conv_sge' names no module .*Names nearby: decode_head.conv_seg",
+        r"teacher \(.*\): tap 'decode_head.conv_sge' names no module .*Names nearby: decode_head.conv_seg",
         options=['model.distill_losses.0.teacher_tap=decode_head.conv_sge'],
         config='distilled',
     ),
