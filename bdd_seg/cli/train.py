@@ -31,17 +31,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--resume', action='store_true', help='go on from the latest checkpoint in the work dir'
     )
-    parser.add_argument(
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
         '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU'
     )
+    precision.add_argument('--bf16', action='store_true', help='mixed precision: bfloat16 on a GPU, too')
     return parser.parse_args()
 
 
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
-    """Change the config as ``--resume`` and ``--amp`` say."""
+    """Change the config as ``--resume``, ``--amp`` and ``--bf16`` say."""
     cfg.resume = args.resume
-    if args.amp:
-        enable_amp(cfg)
+    if args.amp or args.bf16:
+        enable_amp(cfg, bf16=args.bf16)
 
 
 def resume(cfg: Config) -> None:
@@ -58,8 +60,12 @@ def resume(cfg: Config) -> None:
         cfg.load_from = str(latest)
 
 
-def enable_amp(cfg: Config) -> None:
+def enable_amp(cfg: Config, bf16: bool = False) -> None:
     """Choose the optimizer wrapper for mixed precision on this machine.
+
+    Args:
+        cfg: The whole config, changed in place.
+        bf16: Whether a GPU computes in bfloat16, as a CPU always does, instead of float16.
 
     Raises:
         ConfigError: The config has another optimizer wrapper.
@@ -69,8 +75,9 @@ def enable_amp(cfg: Config) -> None:
     if kind in amp_wrappers:
         return
     if kind != 'OptimWrapper':
-        raise ConfigError(f"--amp needs optim_wrapper.type 'OptimWrapper', the config has {kind!r}")
-    if get_device() == 'cpu':
+        flag = '--bf16' if bf16 else '--amp'
+        raise ConfigError(f"{flag} needs optim_wrapper.type 'OptimWrapper', the config has {kind!r}")
+    if bf16 or get_device() == 'cpu':
         cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
     else:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'

@@ -19,11 +19,13 @@ from helpers import (
     logged,
     miou,
     run,
+    same,
     train,
     weights,
 )
 from mmengine.config import Config
 
+from bdd_seg.cli import train as cli_train
 from bdd_seg.cli.arguments import add_hooks
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 from bdd_seg.runtime.upstream.configs import load_config
@@ -101,6 +103,31 @@ def test_amp_accumulation_and_ema(trained, tiny_configs, tmp_path):
     student = build(tiny_configs['student']).state_dict()
     assert checkpoint['state_dict'].keys() == student.keys()
     assert {key.removeprefix('module.') for key in checkpoint['ema_state_dict']} - {'steps'} == student.keys()
+
+
+@pytest.mark.parametrize(
+    'device, flags, wrapper',
+    [
+        ('cpu', {}, 'BFloat16OptimWrapper'),
+        ('cuda', {}, 'AmpOptimWrapper'),
+        ('cpu', {'bf16': True}, 'BFloat16OptimWrapper'),
+        ('cuda', {'bf16': True}, 'BFloat16OptimWrapper'),
+    ],
+)
+def test_the_precision_of_mixed_precision(tiny_configs, monkeypatch, device, flags, wrapper):
+    monkeypatch.setattr(cli_train, 'get_device', lambda: device)
+    cfg = Config.fromfile(tiny_configs['student'])
+    cli_train.enable_amp(cfg, **flags)
+    assert cfg.optim_wrapper.type == wrapper
+    assert cfg.optim_wrapper.get('loss_scale') == ('dynamic' if wrapper == 'AmpOptimWrapper' else None)
+
+
+def test_bf16_is_amp_on_a_cpu(tiny_configs, tmp_path):
+    weights_of = {}
+    for flag in ('--amp', '--bf16'):
+        train(tiny_configs['student'], tmp_path / flag, flag)
+        weights_of[flag] = weights(tmp_path / flag / 'iter_6.pth')
+    assert same(*weights_of.values())
 
 
 def test_test_time_augmentation_and_saved_predictions(trained, tiny_configs, tmp_path):

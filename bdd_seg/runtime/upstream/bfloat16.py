@@ -58,8 +58,9 @@ class BFloat16OptimWrapper(OptimWrapper):
     ) -> None:
         super().__init__(optimizer, accumulative_counts, clip_grad)
         warn_if_slow(
-            '--amp',
-            'A training step was measured there at 4.4 times one in float32. Use OptimWrapper, without --amp',
+            'mixed precision',
+            'A training step was measured there at 4.4 times one in float32. Use OptimWrapper, without --amp '
+            'and --bf16',
         )
 
     @contextmanager

@@ -49,4 +49,4 @@ def test_mixed_precision_warns_where_it_is_slow(monkeypatch, capsys, slow):
     wrapper(nn.Linear(4, 2))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == slow
-    assert all('--amp: this CPU has no units for bfloat16' in line for line in lines)
+    assert all('mixed precision: this CPU has no units for bfloat16' in line for line in lines)
