@@ -61,9 +61,13 @@ class Session:
         self.interrupted = threading.Event()
         self.made: dict[str, Run] = {}
         self.measured = False  # True once this call has finished a run
+        self.failed: dict[str, ConfigError] = {}  # runs of this call, by what is printed of them
 
     def run(self) -> None:
         """Run everything that is missing, in the order of dependence, and write the report.
+
+        If a run fails, such as one whose loss becomes infinite, the others go on, unless all that were
+        started at first failed.
 
         Raises:
             ConfigError: A command failed.
@@ -81,6 +85,11 @@ class Session:
             say('== stopped; the same command goes on from here')
         finally:
             self.report()
+        if self.failed:
+            raise ConfigError(
+                f'{len(self.failed)} of the runs failed: {", ".join(self.failed)}. The report lacks them. '
+                f'The same command tries them again. The first one: {next(iter(self.failed.values()))}'
+            )
 
     @cached_property
     def recordings(self) -> Path | None:
@@ -232,7 +241,7 @@ class Session:
             runs: The runs.
 
         Raises:
-            ConfigError: A run failed.
+            ConfigError: All runs that were started at first failed.
             StoppedError: Time was up.
         """
         missing = list({run.name: run for run in runs if self.stored(run) is None}.values())
@@ -245,12 +254,20 @@ class Session:
             try:
                 futures = {pool.submit(self.run_one, run, 10 * jobs): run for run in missing}
                 for done, future in enumerate(as_completed(futures), 1):
-                    result, seconds = future.result()
+                    run = futures[future]
+                    try:
+                        result, seconds = future.result()
+                    except ConfigError as error:
+                        if done >= jobs and not durations:
+                            raise
+                        self.failed[str(run)] = error
+                        say(f'[{done}/{len(missing)}] {run}: {error}')
+                        continue
                     durations.append(seconds)
                     left = mean(durations) * (len(missing) - done) / self.jobs
                     scores = [f'{split} {found.miou:.2f} mIoU' for split, found in result.scores.items()]
                     told = ', '.join(scores) or f'{result.seconds_per_iteration:.3f} s an iteration'
-                    say(f'[{done}/{len(missing)}] {futures[future]}: {told}; {left / 60:.0f} min left')
+                    say(f'[{done}/{len(missing)}] {run}: {told}; {left / 60:.0f} min left')
             except BaseException:
                 self.interrupted.set()
                 pool.shutdown(cancel_futures=True)
@@ -301,7 +318,7 @@ class Session:
         return here
 
     def must_stop(self) -> bool:
-        """Return True once a run has failed, Ctrl-C was pressed, or time is up."""
+        """Return True once the study ends: all first runs failed, Ctrl-C was pressed, or time is up."""
         return self.interrupted.is_set() or time.monotonic() > self.deadline
 
     def planned_runs(self) -> list[Run]:

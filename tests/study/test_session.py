@@ -235,20 +235,35 @@ def test_runs_at_once_get_their_shares_and_results_are_stored(session, monkeypat
     assert 'to do' not in capsys.readouterr().out
 
 
-def test_a_run_that_fails_stops_the_others(session, monkeypatch):
-    started = threading.Event()
+def failing(*broken):
+    """A ``train_and_test`` of which these runs, (method, seed), fail."""
 
     def train_and_test(run, folder, study, environment, stop, follow, recordings):
-        if run.method == 'alone':
-            assert started.wait(600)
-            raise ConfigError('broken')
-        started.set()
-        while not stop():
-            pass
-        raise session_module.StoppedError
+        if (run.method, run.seed) in broken:
+            raise ConfigError(f'broken {run.method} {run.seed}')
+        folder.mkdir(parents=True, exist_ok=True)
+        return result_of(30.0 + run.seed).model_copy(update=run.provenance(study).to_json())
 
-    monkeypatch.setattr(session_module, 'train_and_test', train_and_test)
-    made = session(teacher=None)
-    with pytest.raises(ConfigError, match='broken'):
+    return train_and_test
+
+
+def test_a_study_stops_if_all_first_runs_fail(session, monkeypatch):
+    monkeypatch.setattr(session_module, 'train_and_test', failing(('alone', 1), ('kd', 1)))
+    made = session(teacher=None, seeds=[1, 2, 3])
+    with pytest.raises(ConfigError, match='^broken'):
         made.run()
-    assert json.loads((made.folder / 'results.json').read_text())['runs'] == []
+    assert {run.seed for run in made.results().runs} <= {2}  # begun when the second one failed
+
+
+@pytest.mark.parametrize('broken', [('kd', 1), ('kd', 2)])
+def test_a_run_that_fails_lets_the_others_go_on(session, monkeypatch, capsys, broken):
+    monkeypatch.setattr(session_module, 'train_and_test', failing(broken))
+    made = session(teacher=None, seeds=[1, 2])
+    with pytest.raises(ConfigError, match=f'^1 of the runs failed: final kd seed {broken[1]}. .*broken kd'):
+        made.run()
+    assert f'final kd seed {broken[1]}: broken kd {broken[1]}\n' in capsys.readouterr().out
+    finished = [(run.method, run.seed) for run in made.results().runs]
+    assert finished == [pair for pair in [('alone', 1), ('kd', 1), ('alone', 2), ('kd', 2)] if pair != broken]
+    monkeypatch.setattr(session_module, 'train_and_test', failing())
+    session(teacher=None, seeds=[1, 2]).run()  # the same command again
+    assert len(made.results().runs) == 4
