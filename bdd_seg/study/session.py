@@ -88,7 +88,7 @@ class Session:
         if self.failed:
             raise ConfigError(
                 f'{len(self.failed)} of the runs failed: {", ".join(self.failed)}. The report lacks them. '
-                f'The same command tries them again. The first one: {next(iter(self.failed.values()))}'
+                f'Run the same command to try them again. The first one: {next(iter(self.failed.values()))}'
             )
 
     @cached_property
