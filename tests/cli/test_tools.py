@@ -235,7 +235,7 @@ def flags(monkeypatch, capsys, tool: Path) -> set[str]:
 def test_flags_are_mmsegs_and_few_more(monkeypatch, capsys, name):
     ours, theirs = (flags(monkeypatch, capsys, folder / name) for folder in (TRAIN.parent, MMSEG_TOOLS))
     assert len(theirs) >= 5
-    assert ours - theirs == ({'--verbose', '--config'} if name == 'test.py' else {'--verbose'})
+    assert ours - theirs == {'--verbose', '--config' if name == 'test.py' else '--bf16'}
     assert theirs <= ours
 
 
