@@ -23,7 +23,7 @@ def gradient_norm(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
         ConfigError: The network recomputes activations, which allows no gradient apart from the step's.
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    norm, scale = loss.detach().float() * 0, 1.0
+    norm = loss.detach().float() * 0
     if not loss.requires_grad:
         return norm
     for scale in _SCALES:

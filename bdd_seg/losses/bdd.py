@@ -17,9 +17,9 @@ class BDDLoss(BalancedLoss):
     The forward divergence KL(teacher‖student) follows the teacher's large probabilities, the reverse
     divergence KL(student‖teacher) its tiny ones.
 
-    The default temperatures did best on grids of 12×24 and 15×20 logits. A temperature of 4 did worse there,
-    on the smaller grid with a quarter of the weight, too. The full-size configs use 4, as CWD's authors do,
-    since nothing was measured at their size. The default weight is CWD's.
+    The default temperatures did best on grids of 12×24 logits. A temperature of 4 did worse there, with a
+    quarter of the weight, too. The full-size configs use 4, as CWD's authors do, since nothing was measured
+    at their size. The default weight is CWD's.
 
     Args:
         domain: The axis of a distribution: ``'channel'`` for the H·W positions of one class, ``'pixel'`` for

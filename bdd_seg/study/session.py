@@ -66,7 +66,7 @@ class Session:
     def run(self) -> None:
         """Run everything that is missing, in the order of dependence, and write the report.
 
-        If a run fails, such as one whose loss becomes infinite, the others go on, unless all that were
+        If a run fails, such as one whose loss becomes infinite, the others go on, unless all that a step
         started at first failed.
 
         Raises:
@@ -258,7 +258,7 @@ class Session:
                     try:
                         result, seconds = future.result()
                     except ConfigError as error:
-                        if done >= jobs and not durations:
+                        if len(missing) == len(runs) and done >= jobs and not durations:
                             raise
                         self.failed[str(run)] = error
                         say(f'[{done}/{len(missing)}] {run}: {error}')

@@ -271,6 +271,8 @@ def test_a_run_that_fails_lets_the_others_go_on(session, monkeypatch, capsys, br
     assert f'final kd seed {broken[1]}: broken kd {broken[1]}\n' in capsys.readouterr().out
     finished = [(run.method, run.seed) for run in made.results().runs]
     assert finished == [pair for pair in [('alone', 1), ('kd', 1), ('alone', 2), ('kd', 2)] if pair != broken]
+    with pytest.raises(ConfigError, match=f'^1 of the runs failed: final kd seed {broken[1]}. '):
+        session(teacher=None, seeds=[1, 2]).run()  # alone in its step now, it does not end the study either
     monkeypatch.setattr(session_module, 'train_and_test', failing())
     session(teacher=None, seeds=[1, 2]).run()  # the same command again
     assert len(made.results().runs) == 4
