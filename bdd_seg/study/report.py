@@ -32,7 +32,8 @@ def write_report(results: Results, folder: Path) -> None:
     parts += [f'Run with {machine}.{others}', '## Methods', methods_table(results)]
     if results.budgets():
         plot_methods(results, split, folder / 'methods.png')
-        parts += [HOW_TO_READ, '![mIoU and minutes of training of each method](methods.png)']
+        parts += [HOW_TO_READ, recording_in_words(results)]
+        parts.append('![mIoU and minutes of training of each method](methods.png)')
     for budget in results.budgets():
         parts += _comparison(results, budget)
         if budget == 'iterations' and results.class_gains(split, budget):
@@ -148,6 +149,17 @@ def sentence(name: str, other: str, split: str, found: Difference) -> str:
             f'On {split}, {name} minus {other} is {found} with one seed, which shows nothing of the spread.'
         )
     return f'On {split}, {name} {RELATIONS[found.verdict]} {other}: {found}, {found.seeds} seeds.'
+
+
+def recording_in_words(results: Results) -> str:
+    """Return what recording the teachers saved, an empty text where none were recorded."""
+    count, hours, live = results.recorded()
+    if not count:
+        return ''
+    return (
+        f'{count} trainings shared recordings of their teachers: their iterations took {hours:.1f} hours, '
+        f'recording included. At the pace with a live teacher they would have taken {live:.1f} hours.'
+    )
 
 
 def mean_and_sd(scores: Mapping[int, float]) -> str:

@@ -265,6 +265,22 @@ class Results(_Record):
             return minutes(runs)
         return [pace * (run.iterations or 0) / 60 for run in runs.values()]
 
+    def recorded(self) -> tuple[int, float, float]:
+        """Return what recording the teachers saved, in runs of a study whose pace was measured apart.
+
+        Returns:
+            The number of trainings with a teacher, the hours that their iterations took with its recorded
+            answers, those of the trainings that recorded included, and the hours at the pace with a live one.
+        """
+        count, hours, live = 0, 0.0, 0.0
+        for run in [*self.of_stage('search'), *self.of_stage('final')]:
+            pace = self.pace(run.method, 'iterations') if self._timed(run.method) else None
+            if run.teacher and run.iterations and run.seconds_per_iteration and pace:
+                count += 1
+                hours += run.iterations * run.seconds_per_iteration / 3600
+                live += run.iterations * pace / 3600
+        return count, hours, live
+
     def _timed(self, method: str) -> list[RunRecord]:
         """Return the runs that were made to measure the pace of a method."""
         return [run for run in self.of_stage('pace') if run.method == method]

@@ -206,32 +206,40 @@ class Session:
     def take_over(self, earlier: Results) -> None:
         """Store results of this study from elsewhere, but for the pace, which another machine cannot tell.
 
+        Runs of another teacher than the one that is here are not taken, and run again.
+
         Raises:
             ConfigError: No run has the config of one of theirs.
         """
         known = {(found.config_sha256, found.stage): found for found in earlier.runs}
         taken: set[str] = set()
+        others: set[str] = set()  # with another teacher
         while True:  # what the search chose decides which final runs there are
             before = len(taken)
             for run in self.planned_runs():
                 found = known.get((run.sha256, run.stage))
-                if found is None or run.stage in ('reference', 'pace') or run.name in taken:
+                if found is None or run.stage in ('reference', 'pace') or run.name in taken | others:
                     continue
                 splits = {split: found.splits.get(split) for split in run.splits}
-                if found.train_flags == self.study.train_flags and splits == run.splits:
-                    taken.add(run.name)
-                    if self.stored(run) is None:
-                        (self.folder / run.name).mkdir(parents=True, exist_ok=True)
-                        result = RunResult.model_validate(found.to_json())
-                        write_json(self.folder / run.name / 'result.json', result.to_json())
+                if found.train_flags != self.study.train_flags or splits != run.splits:
+                    continue
+                result = RunResult.model_validate(found.to_json())
+                if not run.provenance(self.study).agrees_with(result):
+                    others.add(run.name)
+                    continue
+                taken.add(run.name)
+                if self.stored(run) is None:
+                    (self.folder / run.name).mkdir(parents=True, exist_ok=True)
+                    write_json(self.folder / run.name / 'result.json', result.to_json())
             if len(taken) == before:
                 break
-        if not taken:
+        if not taken | others:
             raise ConfigError(
                 '--continue-from: none of its runs has the config of a run of this study. The study, a '
                 'config or the versions of the libraries have changed since'
             )
-        say(f'== {len(taken)} of {len(earlier.runs)} runs taken from elsewhere')
+        again = f'; {len(others)} had another teacher or start than the one here' if others else ''
+        say(f'== {len(taken)} of {len(earlier.runs)} runs taken from elsewhere{again}')
 
     def run_all(self, name: str, runs: list[Run]) -> None:
         """Run the missing ones of these runs, several at once.

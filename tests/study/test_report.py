@@ -42,6 +42,19 @@ def row_of(table: str, name: str) -> dict[str, str]:
     return dict(zip(header, row, strict=True))
 
 
+def test_the_hours_that_recordings_saved_stand_in_the_report(results, tmp_path):
+    write_report(parse(results), tmp_path)
+    assert 'recordings of their teachers' not in (tmp_path / 'report.md').read_text()
+    pace = study_run('bdd', 0, 0.0, stage='pace', seconds_per_iteration=4.0)
+    for run in results['runs']:
+        run['teacher'] = 'its digest' if run['method'] == 'bdd' else None
+    results['runs'].append({**pace, 'scores': {}})
+    write_report(parse(results), tmp_path)
+    words = '3 trainings shared recordings of their teachers: their iterations took 0.2 hours'
+    text = (tmp_path / 'report.md').read_text()
+    assert words in text and 'they would have taken 3.0 hours.' in text
+
+
 def test_main_table(results):
     table = main_table(parse(results), 'iterations')
     assert [row[0] for row in cells(table)[1:]] == ['teacher', 'alone', 'KD', 'BDD', 'CWD']

@@ -133,6 +133,23 @@ def test_a_pace_that_was_measured_apart_comes_first():
     assert results.minutes('bdd', 'iterations') == [0.4 * 900 / 60] * 3
 
 
+def test_hours_of_recorded_teachers():
+    """The student alone, and a method whose pace was not measured, do not count."""
+    content = small_study()
+    assert Results.model_validate(content).recorded() == (0, 0.0, 0.0)
+    pace = {**study_run('bdd', 0, 0.0, stage='pace', seconds_per_iteration=0.4), 'scores': {}}
+    for run in content['runs']:
+        if run['method'] in ('bdd', 'kd'):
+            run['teacher'] = 'its digest'
+    search = study_run('bdd', 9, 30.0, stage='search', teacher='its digest', iterations=450)
+    content['runs'] += [pace, {**pace, 'method': 'alone'}, search]
+    count, hours, live = Results.model_validate(content).recorded()
+    bdd = [run for run in content['runs'] if run['method'] == 'bdd' and run['stage'] == 'final']
+    assert count == len(bdd) + 1 == 4
+    assert hours == pytest.approx((sum(900 * run['seconds_per_iteration'] for run in bdd) + 450 * 0.2) / 3600)
+    assert live == pytest.approx(0.4 * (3 * 900 + 450) / 3600)
+
+
 def test_class_gains_are_paired_and_sorted():
     # Sky gains 1 and 3 in the two common seeds, pole 5 in the one where both have it; there is no train.
     results = small_study()

@@ -168,6 +168,25 @@ def test_results_from_elsewhere_are_taken_over_where_the_config_is_the_same(sess
     assert made.results().runs == elsewhere.runs
 
 
+def test_results_of_another_teacher_are_not_taken_over(session, tmp_path, capsys):
+    teacher = tmp_path / 'teacher.pth'
+    torch.save({'state_dict': {'weight': torch.ones(2)}}, teacher)
+    made = session(distilled_options={'model.teacher.checkpoint': str(teacher)})
+    for run_ in made.final_runs():
+        store(made, run_, seconds=1.0, iterations=4)
+    made.report()
+    elsewhere = load_results(made.folder / 'results.json')
+    for file in made.folder.glob('*-seed*/result.json'):
+        file.unlink()
+    digest_if_local.cache_clear()
+    torch.save({'state_dict': {'weight': torch.zeros(2)}}, teacher)
+    fresh = session(distilled_options={'model.teacher.checkpoint': str(teacher)})
+    fresh.take_over(elsewhere)
+    assert '== 1 of 2 runs taken from elsewhere; 1 had another teacher' in capsys.readouterr().out
+    assert [run_.method for run_ in fresh.results().runs] == ['alone']
+    digest_if_local.cache_clear()
+
+
 def test_what_the_search_chose_elsewhere_decides_which_final_runs_are_taken_over(session):
     kd = (
         session().study.methods['kd'].model_copy(update={'search': [{'loss.loss_weight': w} for w in (1, 2)]})
