@@ -47,6 +47,8 @@ def study(results: Results, name: str) -> list[str]:
     for budget in results.budgets():
         parts += [f'**{BUDGET_TITLES[budget].capitalize()}.**', main_table(results, budget)]
         parts += [f'- {line}' for line in against_cwd(results, budget)]
+    if results.notes:
+        parts += ['**What this does not show.**', '\n'.join(f'- {note}' for note in results.notes)]
     return parts
 
 
@@ -77,8 +79,9 @@ def together(*names: str) -> list[str]:
     against = others['cwd']
     return [
         '## Street scenes, both studies together',
-        'The methods that two studies have in common, at the same settings: seeds 0 to 2 '
-        'with one teacher, the others with a second one. Pairs have the same seed and teacher.',
+        'The methods that two studies have in common, with the same settings of their losses: seeds 0 to 2 '
+        'with one teacher and in bfloat16, the others with a second one and in float32. Pairs have the same '
+        'seed and teacher.',
         *(f'- [{name}](../benchmarks/studies/{name}/report.md)' for name in names),
         markdown(header, 'lrrrr', rows),
         f'BDD against CWD: {against}, adjusted p {against.p_value:.2f}.',

@@ -51,7 +51,8 @@ def main() -> None:
     study = load_study(args.study)
     check_comparable(study)
     folder = args.work_dir or Path('work_dirs/studies') / args.study.stem
-    session = Session(study, folder, f'python tools/study.py {args.study}', args.jobs, args.time_limit)
+    command = study.command or f'python tools/study.py {args.study}'
+    session = Session(study, folder, command, args.jobs, args.time_limit)
     if args.list:
         session.list_runs()
     elif args.report:

@@ -68,7 +68,9 @@ class UnlabelledImages(BaseSegDataset):
             raise ConfigError(f'UnlabelledImages.ignore_index must be from 0 to 255, got {ignore_index!r}')
         self.images, self.stride, self.frames_folder = images, stride, frames_folder
         super().__init__(
-            img_suffix=(img_suffix,) if isinstance(img_suffix, str) else tuple(img_suffix),
+            img_suffix=tuple(
+                suffix.lower() for suffix in ([img_suffix] if isinstance(img_suffix, str) else img_suffix)
+            ),
             pipeline=[without_labels(transform, ignore_index) for transform in pipeline],
             data_root=data_root,
             metainfo=metainfo,

@@ -255,7 +255,7 @@ def _fits(shape: Sequence[Any], expected: Sequence[Any]) -> bool:
 
 
 def _as_logits(labels: Tensor, about: About) -> Tensor:
-    """Return (N, C, H, W): 1 for the class and 0 for others, or ±1 for a binary network."""
+    """Return (N, C, H, W): 1 for the class and 0 for others, or ±10 for a binary network."""
     if about.threshold is not None:
         return 20.0 * labels[:, None].float() - 10.0  # its sigmoid passes any threshold
     count, height, width = labels.shape

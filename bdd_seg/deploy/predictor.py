@@ -107,6 +107,8 @@ class Predictor:
                 continue
             try:
                 samples = self._run(images, multiple)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:
                 continue
             self._padding[size] = multiple

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from mmengine.dist import all_reduce
@@ -24,20 +24,24 @@ def gradient_norm(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     norm = loss.detach().float() * 0
-    if not loss.requires_grad:
-        return norm
     for scale in _SCALES:
-        scaled = scale * loss.float()
-        try:
-            found = torch.autograd.grad(scaled, wanted, retain_graph=True, allow_unused=True)
-        except RuntimeError as error:
-            raise ConfigError(
-                'model.balance_gradients: the gradient of one loss cannot be computed apart from the others. '
-                f'Switch activation checkpointing off (with_cp=False), or give weights instead. ({error})'
-            ) from error
+        found: tuple[Tensor | None, ...] = ()
+        if loss.requires_grad:
+            try:
+                found = torch.autograd.grad(
+                    scale * loss.float(), wanted, retain_graph=True, allow_unused=True
+                )
+            except RuntimeError as error:
+                raise ConfigError(
+                    'model.balance_gradients: the gradient of one loss cannot be computed apart from the '
+                    'others. Switch activation checkpointing off (with_cp=False), or give weights instead. '
+                    f'({error})'
+                ) from error
         squares = [gradient.float().square().sum() for gradient in found if gradient is not None]
         norm = torch.stack(squares).sum().sqrt() if squares else norm
-        if norm.isfinite():
+        finite = norm.isfinite().float()
+        all_reduce(finite, 'min')  # SyncBN's backward pass communicates: all processes take as many
+        if finite:
             break
     return norm / scale
 
@@ -73,6 +77,7 @@ class GradientBalance:
         losses: Mapping[str, Tensor],
         student: Sequence[nn.Parameter],
         layers: Mapping[str, Sequence[nn.Parameter]],
+        from_zero: Collection[str] = (),
     ) -> dict[str, Tensor]:
         """Return the losses times their factors. Those without one get it now, if all norms are usable.
 
@@ -81,6 +86,10 @@ class GradientBalance:
             losses: Name → distillation loss, a scalar.
             student: The student's parameters.
             layers: Name → parameters of the loss's own layers.
+            from_zero: Names of losses with a schedule in which a number begins at 0.
+
+        Raises:
+            ConfigError: A schedule makes a loss 0. The next step would balance a tiny share of it.
         """
         lacking = [name for name in losses if name not in self.factors]
         if lacking and torch.is_grad_enabled():
@@ -90,6 +99,12 @@ class GradientBalance:
             all_reduce(together, 'mean')  # so that all processes choose the same
             own, *others = together.tolist()
             for name, norm in zip(lacking, others, strict=True):
+                if norm == 0 and name in from_zero:
+                    raise ConfigError(
+                        f'model.balance_gradients: the schedule of {name} begins at 0, so there is no '
+                        'gradient to balance. Let the loss grow by schedule=dict(warmup=ITERATIONS), with '
+                        'which it is balanced as it will be, or give weights instead'
+                    )
                 self._choose(name, norm, own)
         return {name: loss * self.factors.get(name, 1.0) for name, loss in losses.items()}
 

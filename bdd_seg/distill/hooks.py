@@ -44,6 +44,13 @@ class LossStateHook(Hook):
         balance = _gradient_balance(runner)
         if balance is not None:
             balance.resume(checkpoint.get(_FACTORS, {}))
+            if _FACTORS not in checkpoint:
+                print_log(
+                    'The checkpoint has no factors of balanced gradients, which are chosen anew, late in the '
+                    'training. Was it saved without custom_hooks=[dict(type="LossStateHook")]?',
+                    logger='current',
+                    level=logging.WARNING,
+                )
         states = checkpoint.get(_KEY, {})
         for loss in _distill_losses(runner):
             if loss.loss_name in states:

@@ -240,7 +240,12 @@ class SegDistiller(EncoderDecoder):
         layers = {f'distill.{loss.loss_name}': [*loss.parameters()] for loss in self.distill_losses}
         of_losses = {id(parameter) for parameters in layers.values() for parameter in parameters}
         student = [parameter for parameter in self.parameters() if id(parameter) not in of_losses]
-        return balance.balance(own_loss, losses, student, layers)
+        from_zero = {
+            f'distill.{name}'
+            for name, schedule in self.schedules.items()
+            if any(first == 0 for first, _ in schedule.settings.values())
+        }
+        return balance.balance(own_loss, losses, student, layers, from_zero)
 
     def _require_teacher(self) -> None:
         if not self.teacher.is_built:

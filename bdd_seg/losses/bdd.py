@@ -23,7 +23,8 @@ class BDDLoss(BalancedLoss):
 
     Args:
         domain: The axis of a distribution: ``'channel'`` for the H·W positions of one class, ``'pixel'`` for
-            the C classes of one position. The latter needs two classes: a single output channel is refused.
+            the C classes of one position. A single output channel z, of a binary network, stands for the
+            logits 0 and z there.
         tau_forward: τ_f, the temperature of KL(teacher‖student), > 0.
         tau_reverse: τ_r, the temperature of KL(student‖teacher), > 0; None for τ_f.
         forward_weight: α, the weight of KL(teacher‖student).

@@ -78,6 +78,7 @@ class Study(_Settings):
     Attributes:
         title: Title of the report.
         notes: Limits of the results, for the report.
+        command: The command line for the report; by default ``python tools/study.py FILE``.
         methods: Name → method.
         control: The method that the others are measured against, the student alone.
         compare: Methods that are also set against every other.
@@ -106,6 +107,7 @@ class Study(_Settings):
 
     title: str
     notes: list[str] = []
+    command: str | None = None
     methods: dict[str, Method]
     control: str
     compare: list[str] = []

@@ -14,7 +14,6 @@ from bdd_seg.distill.settings import build, checked_teacher
 from bdd_seg.distill.taps import LOGITS
 from bdd_seg.errors import ConfigError
 from bdd_seg.teachers.base import Answer, Teacher
-from bdd_seg.teachers.segmentors import log_scores
 
 
 @MODELS.register_module()
@@ -33,7 +32,8 @@ class EnsembleTeacher(Teacher):
         class_map: As for :class:`~bdd_seg.teachers.Teacher`, of the classes that all of them have.
 
     Raises:
-        ConfigError: There are fewer than two, one is cached, or the weights are not as many positive numbers.
+        ConfigError: There are fewer than two, one is cached or has a class map of its own, or the weights are
+            not as many positive numbers.
     """
 
     def __init__(
@@ -52,6 +52,11 @@ class EnsembleTeacher(Teacher):
         ]
         if any(teacher.gives_masks for teacher in self.teachers):
             raise ConfigError('teacher.teachers must be live: a CachedTeacher cannot be part of an ensemble')
+        if class_map is None and any(teacher.maps_classes for teacher in self.teachers):
+            raise ConfigError(
+                'teacher.teachers: a class_map is one of the ensemble, whose teachers have the same classes. '
+                "Write teacher=dict(type='EnsembleTeacher', teachers=[...], class_map=...)"
+            )
         weights = [1.0] * len(teachers) if weights is None else list(weights)
         if len(weights) != len(teachers) or not all(
             isinstance(weight, int | float) and weight > 0 for weight in weights
@@ -136,7 +141,8 @@ class EnsembleTeacher(Teacher):
                 logits = torch.cat([torch.zeros_like(logits), logits], 1)
             probabilities = probabilities + weight * _resized(logits.softmax(1), size)
             total = total + weight * _resized(logits.logsumexp(1, keepdim=True), size)
-        mean = log_scores(probabilities) + total
+        least = torch.finfo(torch.float32).tiny  # not 0, whose logarithm is infinite
+        mean = probabilities.clamp(min=least).log() + total
         maps[LOGITS] = (mean[:, 1:] - mean[:, :1] if is_binary else mean).to(inputs.dtype)
         return Answer(maps)
 

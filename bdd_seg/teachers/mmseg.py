@@ -182,6 +182,8 @@ class MMSegTeacher(NetworkTeacher):
         model = config.get('model', config)
         if 'type' not in model:
             raise ConfigError(f'teacher config {self.describe()} has no model')
+        shared = {'data_preprocessor': config.get('data_preprocessor')}  # which a Runner gives to the model
+        model = {**shared, **model} if shared['data_preprocessor'] else model
         return {key: value for key, value in model.items() if auxiliary or key != AUXILIARY}
 
     def _whole_config(self) -> Mapping[str, Any]:

@@ -190,7 +190,7 @@ class NetworkTeacher(Teacher):
         self._check_bands(facts.bands, input_bands(student))
         self.class_names = facts.class_names
         self.logits_tap = facts.logits_tap or ''
-        wanted = {tap or self.logits_tap for tap in taps}
+        wanted = {self.logits_tap if tap in (None, LOGITS) else tap for tap in taps}
         if self.logits_tap:  # for the accuracy, wanted or not
             wanted.add(self.logits_tap)
         check_taps(facts.model, wanted - {LOGITS}, f'teacher ({self.describe()})')

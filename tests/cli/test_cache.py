@@ -209,6 +209,7 @@ def test_training_takes_along_what_its_losses_want(tiny_configs, tmp_path, monke
     cfg.model.teacher.update(type='CachedTeacher', cache=str(tmp_path))
     for taps, losses in (
         ([LOGITS], [dict(type='BDDLoss')]),
+        ([LOGITS], [dict(type='BDDLoss', teacher_tap='logits')]),
         (['backbone.layer1', LOGITS], [dict(type='BDDLoss', teacher_tap='backbone.layer1')]),
     ):
         cfg.model.distill_losses = losses
@@ -225,6 +226,11 @@ def test_wrong_input_of_the_tool(cache, tiny_configs, tmp_path, monkeypatch):
     options = ['--cfg-options', f'model.teacher.checkpoint={other}']
     message = complaint(monkeypatch, TOOL, tiny_configs['distilled'], '--out', cache, *options)
     assert re.search('holds something else: its checkpoint was .*Delete that folder', message)
+    options = ['--cfg-options', 'model.teacher.input_size=64']
+    resized = ['--out', tmp_path / 'resized', '--workers', 0]
+    main(monkeypatch, tiny_configs['distilled'], *resized, *options)
+    message = complaint(monkeypatch, TOOL, tiny_configs['distilled'], *resized)
+    assert re.search(r'holds something else: its input_size was \[64, 64\], is now None', message)
     assert 'has no model.teacher' in complaint(monkeypatch, TOOL, tiny_configs['student'])
     options = ['--cfg-options', 'val_dataloader.dataset.pipeline.0.to_float32=True']
     message = complaint(monkeypatch, TOOL, tiny_configs['distilled'], '--out', cache, *options)

@@ -22,6 +22,7 @@ def study(tiny_configs, tmp_path_factory):
     content = {
         'title': 'Tiny',
         'notes': ['Nothing.'],
+        'command': 'PYTHONPATH=. python tools/study.py tiny.yaml',
         'methods': {
             'alone': {'label': 'student alone', 'config': str(tiny_configs['student'])},
             'bdd': {
@@ -67,6 +68,7 @@ def test_a_study_stops_goes_on_and_tells_what_came_out(study, tiny_configs):
     assert '7 of 7 runs finished' in output
     assert not list(folder.glob('recordings/*'))
     results = json.loads((folder / 'results.json').read_text())
+    assert results['command'] == 'PYTHONPATH=. python tools/study.py tiny.yaml'
     stages = [(entry['stage'], entry['method'], entry['seed']) for entry in results['runs']]
     assert stages == [
         ('reference', 'teacher', 0),

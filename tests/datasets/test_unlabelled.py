@@ -96,6 +96,8 @@ def test_a_folder_is_searched_with_all_folders_in_it(tmp_path):
         assert [os.path.relpath(path, tmp_path / folder) for path in found] == expected
     tiffs = UnlabelledImages(str(tmp_path / 'there'), img_suffix='.tif')
     assert paths_of(tiffs) == [str(tmp_path / 'there/a/1.tif')]
+    capitals = UnlabelledImages(str(tmp_path / 'there'), img_suffix=['.PNG'])
+    assert paths_of(capitals) == [str(tmp_path / 'there/a/2.PNG')]
     assert paths_of(UnlabelledImages('there', data_root=str(tmp_path), stride=3)) == [
         str(tmp_path / 'there' / name) for name in (expected[0], expected[3])
     ]

@@ -169,6 +169,16 @@ def test_images_of_any_size_in_batches_by_processes(student, images, tmp_path):
         assert (tmp_path / f'a/overlays/{number}.jpg').exists()
 
 
+def test_too_little_memory_for_a_padded_image_is_no_wrong_size(student, monkeypatch):
+    def run(images, multiple):
+        raise RuntimeError('sizes differ') if multiple is None else torch.OutOfMemoryError
+
+    predictor = Predictor(student, CPU)
+    monkeypatch.setattr(predictor, '_run', run)
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor([Loaded(0, torch.zeros(3, 97, 131), SegDataSample(), None)])
+
+
 def test_images_are_padded_for_networks_that_need_a_multiple(tmp_path, student):
     norm = {'type': 'BN'}
     settings = {

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from bdd_seg.distill import gradients
 from bdd_seg.distill.gradients import GradientBalance, gradient_norm
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
@@ -43,6 +44,24 @@ def test_a_norm_is_right_in_float16_too(gradient):
 def test_a_norm_that_is_not_finite_stays_so():
     weight = nn.Parameter(torch.ones(1))
     assert gradient_norm(float('inf') * weight.sum(), [weight]).item() == float('inf')
+
+
+def test_all_processes_take_the_same_number_of_backward_passes(monkeypatch):
+    """Another process overflows at the first scale: this one goes on to the next with it."""
+    finite_elsewhere, norms = iter([0.0, 1.0, 0.0, 1.0]), []
+
+    def all_reduce(tensor, op):
+        assert op == 'min'
+        norms.append(tensor.clone())
+        tensor.copy_(torch.minimum(tensor, torch.tensor(next(finite_elsewhere))))
+
+    monkeypatch.setattr(gradients, 'all_reduce', all_reduce)
+    weight = nn.Parameter(torch.ones(4))
+    assert gradient_norm(weight.sum(), [weight]).item() == 2
+    assert (
+        gradient_norm(torch.tensor(2.0), [weight]).item() == 0
+    )  # has no gradient, and takes part all the same
+    assert norms == [1.0] * 4
 
 
 def test_factors_bring_each_norm_to_the_ratio():
@@ -147,3 +166,27 @@ def test_a_loss_that_warms_up_is_balanced_as_it_will_be(tiny_configs, batch):
         chosen.append((value > 0, model.gradient_balance.factors['distill.loss_bdd']))
     assert chosen[0][1] == chosen[1][1] < 1
     assert [positive for positive, _ in chosen] == [True, False]
+
+
+@pytest.mark.parametrize(
+    'loss',
+    [
+        {'type': 'CWDLoss', 'tau': 1.0, 'schedule': {'forward_weight': (0.0, 1.0)}},
+        {'type': 'BDDLoss', 'schedule': {'loss_weight': (0, 3)}},
+    ],
+)
+def test_a_loss_that_a_schedule_makes_0_cannot_be_balanced(tiny_configs, batch, loss):
+    """The second step would balance a tiny share of it: the loss would end far too large."""
+    cfg = Config.fromfile(tiny_configs['distilled'])
+    model = build(cfg, distill_losses=[loss], balance_gradients=1.0).train()
+    with pytest.raises(
+        ConfigError, match=r'schedule of distill\.loss_\w+ begins at 0.*dict\(warmup=ITERATIONS\)'
+    ):
+        model.loss(*batch)
+
+
+def test_a_schedule_in_which_a_part_begins_at_0_is_balanced(tiny_configs, batch):
+    loss = {'type': 'BDDLoss', 'schedule': {'reverse_weight': (0.0, 1.0)}}
+    model = build(Config.fromfile(tiny_configs['distilled']), distill_losses=[loss], balance_gradients=1.0)
+    model.train().loss(*batch)
+    assert model.gradient_balance.factors.keys() == {'distill.loss_bdd'}

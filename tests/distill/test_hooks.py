@@ -5,6 +5,7 @@ from helpers import TEST, TRAIN, build, logged, miou, run, same, train
 from mmseg.registry import HOOKS
 from torch import nn
 
+from bdd_seg.distill import hooks
 from bdd_seg.losses import BDDLoss, FeatureLoss
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
 
@@ -114,3 +115,20 @@ def test_a_checkpoint_without_a_losss_weights_is_warned_about(monkeypatch):
         hook.after_load_checkpoint(runner, {'state_dict': {}})
     assert len(said) == 1
     assert 'no weights of loss_feature' in said[0]
+
+
+def test_resuming_without_what_the_hook_keeps_is_said(monkeypatch, config):
+    """As from a checkpoint that a training without the hook has written."""
+    said = []
+    monkeypatch.setattr(hooks, 'print_log', lambda text, **_: said.append(text))
+    model = build(config, balance_gradients=1.0)
+    runner = SimpleNamespace(model=model, _resume=True)
+    hooks.LossStateHook().after_load_checkpoint(runner, {'state_dict': {}})
+    assert [text.split(',')[0] for text in said] == [
+        'The checkpoint has no factors of balanced gradients',
+        'The checkpoint has no weights of loss_feature',
+    ]
+    said.clear()
+    kept = {'distill_factors': {}, 'distill_losses': {'loss_feature': model.distill_losses[0].state_dict()}}
+    hooks.LossStateHook().after_load_checkpoint(runner, kept)
+    assert not said

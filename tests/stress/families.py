@@ -81,7 +81,7 @@ random weights, and trains for one step with `BDDLoss` on images of 64×64 pixel
 MobileNetV3, whose head pools over so many). *Yes* means that every loss is finite, that the student's
 parameters get a gradient from the teacher, and, for a teacher, that its class logits are those of
 mmseg's own inference. {distil} of the {all} rows distil in both roles; of the others the reason is what
-the error says.
+the error says. "Please install onedl-mmcv" means mmcv's compiled operators, which its wheel lacks.
 [Networks that need compiled operators](compiled_operators.md) has alternatives.
 
 ```bash

@@ -14,8 +14,10 @@ from mmseg.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bdd_seg.deploy.load import build_plain
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.checkpoints import load_checkpoint
+from bdd_seg.runtime.upstream.configs import load_config
 from bdd_seg.teachers.frozen import FrozenModule
 from bdd_seg.teachers.mmseg import MMSegTeacher
 from bdd_seg.teachers.normalise import Normalisation, renormalise
@@ -260,6 +262,19 @@ def test_a_teacher_with_its_own_normalisation_gets_it(tiny_configs, student, bat
     as_it_was_trained = renormalise(inputs, ours, its)
     assert torch.equal(other(inputs).maps[LOGITS], teacher(as_it_was_trained).maps[LOGITS])
     assert not torch.allclose(other(inputs).maps[LOGITS], teacher(inputs).maps[LOGITS])
+
+
+def test_a_data_preprocessor_beside_the_model_is_the_models(tiny_configs, tmp_path, student):
+    """A Runner gives it to the model, so such a config trains with it."""
+    cfg = Config.fromfile(tiny_configs['teacher'])
+    cfg.data_preprocessor = {**cfg.model.pop('data_preprocessor'), **CAFFE}
+    cfg.dump(tmp_path / 'beside.py')
+    for config in (cfg.to_dict(), str(tmp_path / 'beside.py')):
+        teacher = MMSegTeacher(config, str(tiny_configs['checkpoint']))
+        teacher.build(student, [None])
+        assert teacher.facts.normalisation.mean == pytest.approx(CAFFE['mean'])
+    plain = build_plain(load_config(tmp_path / 'beside.py'))
+    assert plain.data_preprocessor.mean.flatten().tolist() == pytest.approx(CAFFE['mean'])
 
 
 @pytest.fixture

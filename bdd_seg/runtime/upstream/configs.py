@@ -58,6 +58,8 @@ def load_config(name: str | Path) -> Config:
     except Exception as error:  # a config is a program, in which anything can go wrong
         raise ConfigError(f'config {_problem(path, error)}') from error
     _import_custom_modules(cfg, str(name))
+    if 'data_preprocessor' in cfg and 'type' in (cfg.get('model') or {}):  # as a Runner does
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return cfg
 
 

@@ -11,7 +11,8 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor
 
-from bdd_seg.errors import ConfigError
+from bdd_seg.distill.taps import LOGITS
+from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.cached.store import Manifest, TeacherCache
 from bdd_seg.teachers.classes import check_number_of_classes, number_of_classes
@@ -85,7 +86,7 @@ class CachedTeacher(Teacher):
             ConfigError: There is no cache, it is not complete, or lacks the tap.
         """
         manifest = self._complete_manifest()
-        name = tap or manifest.logits_tap
+        name = manifest.logits_tap if tap in (None, LOGITS) else tap
         self._check_taps([name])
         return len(self.cache.read_file(next(iter(manifest.images)), [name]).outputs[name])
 
@@ -100,7 +101,8 @@ class CachedTeacher(Teacher):
             check_number_of_classes(manifest.num_classes, student.out_channels, self.describe())
         self._check_fingerprint(manifest.teacher)
         wanted = sorted(
-            {tap or manifest.logits_tap for tap in taps} | {manifest.logits_tap} & {*manifest.strides}
+            {manifest.logits_tap if tap in (None, LOGITS) else tap for tap in taps}
+            | {manifest.logits_tap} & {*manifest.strides}
         )
         self._check_taps(wanted)
         self.taps = wanted
@@ -175,18 +177,20 @@ class CachedTeacher(Teacher):
         if not self._live:
             return
         # Looked up here and not by build(), which imports what a dotted name in a foreign file says.
-        kind = MODELS.module_dict.get(cached.get('type', 'MMSegTeacher'))
+        name = cached.get('type', 'MMSegTeacher')
+        kind = MODELS.module_dict.get(name)
         try:
             if kind is None or not issubclass(kind, NetworkTeacher):
-                raise TypeError
+                raise TypeError(f'{name} is not known here')
             teacher = kind(**self._live)
-        except TypeError:
+        except TypeError as error:
             raise ConfigError(
-                f'{self.describe()} comes from another teacher than the config names: from a '
-                f'{cached.get("type", "MMSegTeacher")}, which has no arguments {", ".join(self._live)}. '
-                'Make a cache of this teacher'
+                f'{self.describe()} comes from a {name}, and the config gives it other arguments than that '
+                f"takes: {first_line(error)}. Correct them, or make a cache of the config's teacher"
             ) from None
-        for key, expected in teacher.fingerprint().items():
+        fresh = teacher.fingerprint()
+        for key in sorted({*fresh, *cached}):
+            expected = fresh.get(key)
             if key == 'checkpoint' and expected is None:
                 continue
             if cached.get(key) != expected:

@@ -141,7 +141,10 @@ def _check_same_source(cache: TeacherCache, fresh: Manifest) -> None:
     """Check that a folder holds the outputs of this teacher for this pipeline, of all these taps."""
     earlier = cache.manifest
     for what, was, now in [
-        *((key, earlier.teacher.get(key), value) for key, value in fresh.teacher.items()),
+        *(
+            (key, earlier.teacher.get(key), fresh.teacher.get(key))
+            for key in sorted({*earlier.teacher, *fresh.teacher})
+        ),
         ('pipeline', earlier.pipeline, fresh.pipeline),
     ]:
         if was != now:

@@ -190,6 +190,9 @@ def test_what_a_cache_must_hold(student, tmp_path):
     teacher.build(student, [None])
     assert teacher.is_built
     assert teacher.logits_tap == LOGITS
+    named = CachedTeacher(cache_of(tmp_path))
+    named.build(student, ['logits'])  # as of a live teacher
+    assert named.taps == [LOGITS]
     with pytest.raises(
         ConfigError,
         match="holds decode_head.conv_seg, not 'backbone.layer4'; make another: .*"
@@ -217,6 +220,15 @@ def test_the_cache_must_come_from_the_teacher_that_the_config_names(student, tin
         teacher = CachedTeacher(cache_of(tmp_path, teacher={**fingerprint, key: value}), **settings)
         with pytest.raises(ConfigError, match=f'comes from another teacher than the config names.*{message}'):
             teacher.build(student, [None])
+    resized = cache_of(tmp_path, teacher={**fingerprint, 'input_size': [64, 64]})
+    with pytest.raises(ConfigError, match=r'its input_size is \[64, 64\], not None'):
+        CachedTeacher(resized, **settings).build(student, [None])
+    for wrong, message in (
+        ({**settings, 'chek_class_names': False}, 'chek_class_names'),
+        ({'precision': 'bf16'}, "'config'"),
+    ):
+        with pytest.raises(ConfigError, match=f'gives it other arguments than that takes.*{message}'):
+            CachedTeacher(cache_of(tmp_path, teacher=fingerprint), **wrong).build(student, [None])
     elsewhere = {**settings, 'checkpoint': 'not_on_this_machine.pth'}
     CachedTeacher(cache_of(tmp_path, teacher=fingerprint), **elsewhere).build(student, [None])
 
