@@ -23,7 +23,20 @@ PAGES = [
 # tools/NAME.py → module of bdd_seg.cli
 TOOLS = {'cache_teacher': 'cache', 'make_street_scenes': 'scenes'}
 # Commands of others, which have no parser here.
-OTHERS = {'.', 'cd', 'export', 'git', 'hf', 'ls', 'pip', 'pre-commit', 'srun', 'tensorboard', 'wandb', 'mlflow'}
+OTHERS = {
+    '.',
+    'cd',
+    'export',
+    'git',
+    'hf',
+    'ls',
+    'pip',
+    'pre-commit',
+    'srun',
+    'tensorboard',
+    'wandb',
+    'mlflow',
+}
 
 
 def blocks(language: str) -> list:

@@ -179,9 +179,12 @@ class CachedTeacher(Teacher):
         # Looked up here and not by build(), which imports what a dotted name in a foreign file says.
         name = cached.get('type', 'MMSegTeacher')
         kind = MODELS.module_dict.get(name)
+        if kind is None or not issubclass(kind, NetworkTeacher):
+            raise ConfigError(
+                f'{self.describe()} comes from a {name}, which is no teacher here. Import the module of that '
+                "class by custom_imports, or make a cache of the config's teacher"
+            )
         try:
-            if kind is None or not issubclass(kind, NetworkTeacher):
-                raise TypeError(f'{name} is not known here')
             teacher = kind(**self._live)
         except TypeError as error:
             raise ConfigError(
