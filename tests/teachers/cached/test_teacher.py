@@ -229,6 +229,9 @@ def test_the_cache_must_come_from_the_teacher_that_the_config_names(student, tin
     ):
         with pytest.raises(ConfigError, match=f'gives it other arguments than that takes.*{message}'):
             CachedTeacher(cache_of(tmp_path, teacher=fingerprint), **wrong).build(student, [None])
+    unknown = CachedTeacher(cache_of(tmp_path, teacher={'type': 'Unknown'}), **settings)
+    with pytest.raises(ConfigError, match='comes from a Unknown, which is no teacher here'):
+        unknown.build(student, [None])
     elsewhere = {**settings, 'checkpoint': 'not_on_this_machine.pth'}
     CachedTeacher(cache_of(tmp_path, teacher=fingerprint), **elsewhere).build(student, [None])
 
