@@ -72,15 +72,7 @@ class Pair:
             domain: ``'pixel'`` or ``'channel'``.
             mask: (N, H, W) or (N, C, H, W) bool, True where a logit counts, by default the pair's. The others
                 leave mean and deviation in the channel domain.
-
-        Raises:
-            ValueError: Two classes are standardised over the classes, which leaves ±1/√2 whatever they are.
         """
-        if domain == 'pixel' and self.student.shape[1] < 3:
-            raise ValueError(
-                'standardize=True in the pixel domain needs three classes or more: of two, '
-                'standardised logits tell only which one is larger, and have no gradient'
-            )
         pair = self.zeroed()  # a NaN that does not count would make the gradient NaN
         dims = (1,) if domain == 'pixel' else (2, 3)
         mask = self.mask if mask is None else mask
