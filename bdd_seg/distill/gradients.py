@@ -54,13 +54,14 @@ class GradientBalance:
 
     Args:
         ratio: The norm that each loss's gradient shall have, as a multiple of that of the student's own loss.
+        from_zero: Names of losses with a schedule in which a number begins at 0.
 
     Attributes:
         factors: Name → factor, of the losses for which it is chosen.
     """
 
-    def __init__(self, ratio: float) -> None:
-        self.ratio = ratio
+    def __init__(self, ratio: float, from_zero: Collection[str] = ()) -> None:
+        self.ratio, self.from_zero = ratio, from_zero
         self.factors: dict[str, float] = {}
         self._warned: set[str] = set()
 
@@ -77,7 +78,6 @@ class GradientBalance:
         losses: Mapping[str, Tensor],
         student: Sequence[nn.Parameter],
         layers: Mapping[str, Sequence[nn.Parameter]],
-        from_zero: Collection[str] = (),
     ) -> dict[str, Tensor]:
         """Return the losses times their factors. Those without one get it now, if all norms are usable.
 
@@ -86,7 +86,6 @@ class GradientBalance:
             losses: Name → distillation loss, a scalar.
             student: The student's parameters.
             layers: Name → parameters of the loss's own layers.
-            from_zero: Names of losses with a schedule in which a number begins at 0.
 
         Raises:
             ConfigError: A schedule makes a loss 0. The next step would balance a tiny share of it.
@@ -99,7 +98,7 @@ class GradientBalance:
             all_reduce(together, 'mean')  # so that all processes choose the same
             own, *others = together.tolist()
             for name, norm in zip(lacking, others, strict=True):
-                if norm == 0 and name in from_zero:
+                if norm == 0 and name in self.from_zero:
                     raise ConfigError(
                         f'model.balance_gradients: the schedule of {name} begins at 0, so there is no '
                         'gradient to balance. Let the loss grow by schedule=dict(warmup=ITERATIONS), with '

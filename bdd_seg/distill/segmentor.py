@@ -17,7 +17,7 @@ from bdd_seg.distill.diagnostics import logit_diagnostics, without_padding
 from bdd_seg.distill.gradients import GradientBalance
 from bdd_seg.distill.schedule import Schedule
 from bdd_seg.distill.settings import build, check_losses, checked_losses, checked_teacher
-from bdd_seg.distill.taps import LOGITS, Tap, check_map, check_taps, default_tap, last_head
+from bdd_seg.distill.taps import LOGITS, Tap, check_map, check_taps, default_tap, last_head, named_tap
 from bdd_seg.errors import ConfigError
 from bdd_seg.losses.base import DistillLoss
 from bdd_seg.losses.pair import Pair, align, resize_nearest
@@ -99,7 +99,14 @@ class SegDistiller(EncoderDecoder):
             for i, (loss, schedule) in enumerate(zip(self.distill_losses, schedules, strict=True))
             if schedule is not None
         }
-        self.gradient_balance = None if balance_gradients is None else GradientBalance(balance_gradients)
+        from_zero = {
+            f'distill.{name}'
+            for name, schedule in self.schedules.items()
+            if any(first == 0 for first, _ in schedule.settings.values())
+        }
+        self.gradient_balance = (
+            None if balance_gradients is None else GradientBalance(balance_gradients, from_zero)
+        )
         self.diagnose = False
 
     def init_weights(self) -> None:
@@ -159,9 +166,8 @@ class SegDistiller(EncoderDecoder):
     @property
     def comparisons(self) -> list[tuple[nn.Module, str, str]]:
         """Each distillation loss with its student and teacher tap, once the teacher is built."""
-        final = (None, LOGITS)
         return [
-            (loss, student_tap, self.teacher.logits_tap if teacher_tap in final else teacher_tap)
+            (loss, student_tap, named_tap(teacher_tap, self.teacher.logits_tap))
             for loss, (student_tap, teacher_tap) in zip(self.distill_losses, self._taps, strict=True)
         ]
 
@@ -240,12 +246,7 @@ class SegDistiller(EncoderDecoder):
         layers = {f'distill.{loss.loss_name}': [*loss.parameters()] for loss in self.distill_losses}
         of_losses = {id(parameter) for parameters in layers.values() for parameter in parameters}
         student = [parameter for parameter in self.parameters() if id(parameter) not in of_losses]
-        from_zero = {
-            f'distill.{name}'
-            for name, schedule in self.schedules.items()
-            if any(first == 0 for first, _ in schedule.settings.values())
-        }
-        return balance.balance(own_loss, losses, student, layers, from_zero)
+        return balance.balance(own_loss, losses, student, layers)
 
     def _require_teacher(self) -> None:
         if not self.teacher.is_built:

@@ -19,6 +19,11 @@ LOGITS = 'logits'
 """The tap of the final class logits of a network, whichever layers make them."""
 
 
+def named_tap(tap: str | None, logits_tap: str) -> str:
+    """Return the tap that is meant: ``logits_tap`` for None and for ``'logits'``, else the tap itself."""
+    return logits_tap if tap in (None, LOGITS) else tap
+
+
 class MapOf(NamedTuple):
     """A map that is made of the outputs of some modules.
 

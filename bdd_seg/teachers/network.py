@@ -13,7 +13,7 @@ from mmseg.models import BaseSegmentor
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
-from bdd_seg.distill.taps import LOGITS, check_map, check_taps
+from bdd_seg.distill.taps import LOGITS, check_map, check_taps, named_tap
 from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.runtime.upstream import bfloat16
 from bdd_seg.runtime.upstream.checkpoints import weights_digest
@@ -190,7 +190,7 @@ class NetworkTeacher(Teacher):
         self._check_bands(facts.bands, input_bands(student))
         self.class_names = facts.class_names
         self.logits_tap = facts.logits_tap or ''
-        wanted = {self.logits_tap if tap in (None, LOGITS) else tap for tap in taps}
+        wanted = {named_tap(tap, self.logits_tap) for tap in taps}
         if self.logits_tap:  # for the accuracy, wanted or not
             wanted.add(self.logits_tap)
         check_taps(facts.model, wanted - {LOGITS}, f'teacher ({self.describe()})')

@@ -6,7 +6,7 @@ import numpy as np
 from mmengine.config import Config
 from mmseg.registry import TRANSFORMS
 
-from bdd_seg.distill.taps import LOGITS
+from bdd_seg.distill.taps import named_tap
 from bdd_seg.errors import ConfigError
 from bdd_seg.runtime.upstream.configs import leaf_datasets
 from bdd_seg.teachers.cached.geometry import FollowGeometry
@@ -82,7 +82,8 @@ def read_teacher_cache(cfg: Config) -> None:
     cache = str(teacher['cache'])
     manifest = TeacherCache(cache).manifest
     TeacherCache(cache).check_files()
-    wanted = {loss.get('teacher_tap') for loss in cfg.model.get('distill_losses', [])} - {None, LOGITS}
+    losses = cfg.model.get('distill_losses', [])
+    wanted = {named_tap(loss.get('teacher_tap'), manifest.logits_tap) for loss in losses}
     taps = sorted((wanted | {manifest.logits_tap}) & manifest.strides.keys())
     for settings, _ in leaf_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):
         pipeline = settings.get('pipeline')

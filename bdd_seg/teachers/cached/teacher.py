@@ -11,7 +11,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor
 
-from bdd_seg.distill.taps import LOGITS
+from bdd_seg.distill.taps import named_tap
 from bdd_seg.errors import ConfigError, first_line
 from bdd_seg.teachers.base import Answer, Teacher
 from bdd_seg.teachers.cached.store import Manifest, TeacherCache
@@ -86,7 +86,7 @@ class CachedTeacher(Teacher):
             ConfigError: There is no cache, it is not complete, or lacks the tap.
         """
         manifest = self._complete_manifest()
-        name = manifest.logits_tap if tap in (None, LOGITS) else tap
+        name = named_tap(tap, manifest.logits_tap)
         self._check_taps([name])
         return len(self.cache.read_file(next(iter(manifest.images)), [name]).outputs[name])
 
@@ -101,7 +101,7 @@ class CachedTeacher(Teacher):
             check_number_of_classes(manifest.num_classes, student.out_channels, self.describe())
         self._check_fingerprint(manifest.teacher)
         wanted = sorted(
-            {manifest.logits_tap if tap in (None, LOGITS) else tap for tap in taps}
+            {named_tap(tap, manifest.logits_tap) for tap in taps}
             | {manifest.logits_tap} & {*manifest.strides}
         )
         self._check_taps(wanted)
